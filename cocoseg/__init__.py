@@ -1,0 +1,53 @@
+"""
+cocoseg: the streaming stitcher for window-by-window predictions.
+
+Windows of a model's output go in, in any order; finished Cloud-Optimized
+GeoTIFFs, registered in a kwcoco manifest, come out. Import order of the
+package, low to high: errors, protocols <- grid <- stitch, io <- coco <- cli.
+
+Names are loaded when first used, so that ``import cocoseg`` stays cheap and
+works without GDAL.
+
+Example:
+    >>> import cocoseg
+    >>> stitcher = cocoseg.SoftStitcher((4, 4))
+    >>> n_pixels = stitcher.add((slice(0, 4), slice(0, 4)), [[1.0] * 4] * 4)
+    >>> float(stitcher.finalize().mean())
+    1.0
+"""
+
+__version__ = '0.1.0'
+
+_HOMES = {
+    'cocoseg.grid.window': ['Window'],
+    'cocoseg.grid.windows': ['WindowGrid'],
+    'cocoseg.grid.blocks': ['Block', 'BlockGrid'],
+    'cocoseg.stitch.blend': ['BlendPlan', 'edge_weights'],
+    'cocoseg.stitch.soft': ['SoftStitcher'],
+    'cocoseg.stitch.quantize': ['Quantization', 'quantize_image'],
+    'cocoseg.io.cog': ['write_cog'],
+    'cocoseg.io.verify': ['verify_cog'],
+    'cocoseg.io.queue': ['WriterQueue'],
+    'cocoseg.coco.manager': ['CocoStitchingManager'],
+    'cocoseg.coco.compat': ['fix_slice'],
+    'cocoseg.coco.predict': ['predict_dataset'],
+    'cocoseg.coco.predictors': ['EstimatorPredictor', 'load_predictor'],
+    'cocoseg.coco.example': ['demo_coco_stitching_manager'],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    """Import a public name from its module on first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    import importlib
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,89 @@
+"""
+The error tree.
+
+Every error that cocoseg raises for wrong input or a failed write derives from
+:class:`CocosegError` and from the builtin that a caller would expect, so both
+``except CocosegError`` and ``except ValueError`` work. A message says what was
+wrong, with the values, and what to do about it. This module imports nothing.
+"""
+
+
+class CocosegError(Exception):
+    """Base of every error raised by cocoseg on purpose."""
+
+    # KeyError quotes its message; ours are sentences for people.
+    __str__ = Exception.__str__
+
+
+class OptionError(CocosegError, ValueError):
+    """An option has a value that is unknown, or that contradicts another."""
+
+
+class WindowShapeError(CocosegError, ValueError):
+    """Data or weights do not have the shape that their window needs."""
+
+
+class BandCountError(CocosegError, ValueError):
+    """Data has another number of bands than the channels or the canvas."""
+
+
+class WeightError(CocosegError, ValueError):
+    """Weights are negative, not finite, or have no meaning for the window."""
+
+
+class CoverageError(CocosegError, ValueError):
+    """A window is outside the image, undeclared, or was already received."""
+
+
+class ImageClosedError(CocosegError, RuntimeError):
+    """Data came for an image (or a stitcher) that is already being written."""
+
+
+class AlreadyFinalizedError(ImageClosedError, KeyError):
+    """An image was finalized a second time."""
+
+
+class UnknownImageError(CocosegError, KeyError):
+    """The manifest has no image with this id."""
+
+
+class NothingAccumulatedError(CocosegError, KeyError):
+    """An image was finalized before any data was accumulated for it."""
+
+
+class ManifestError(CocosegError, ValueError):
+    """The kwcoco manifest cannot hold the result (no fpath, SQL view, …)."""
+
+
+class ChannelCollisionError(CocosegError, ValueError):
+    """The image already has an asset with one of the predicted channels."""
+
+
+class ResumeError(CocosegError, RuntimeError):
+    """A previous run cannot be resumed, for example with other settings."""
+
+
+class CogError(CocosegError, ValueError):
+    """A file is not a complete, valid Cloud-Optimized GeoTIFF."""
+
+
+class AssetWriteError(CocosegError, OSError):
+    """
+    An asset could not be written; nothing of it is visible or registered.
+
+    Attributes:
+        image_id (int | None): kwcoco image whose asset failed.
+        path (str | None): final path that the asset would have had.
+    """
+
+    def __init__(self, message, image_id=None, path=None):
+        super().__init__(message)
+        self.image_id = image_id
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self), (str(self), self.image_id, self.path))
+
+
+class MissingDependencyError(CocosegError, ImportError):
+    """An optional dependency is needed and absent; the message says how to get it."""

@@ -1,0 +1,157 @@
+"""
+Window grids: where a sliding-window predictor looks.
+
+A :class:`WindowGrid` covers an image with overlapping windows of one size.
+It is a plan, made before any pixel is read.
+"""
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from cocoseg.errors import OptionError
+from cocoseg.grid.window import Window
+
+FITS = ('balanced', 'flush')
+
+
+def as_pair(value, name):
+    """
+    Return ``value`` (an int or (y, x)) as two ints.
+
+    Raises:
+        OptionError: if a number is no integer (a fraction is not pixels).
+
+    Example:
+        >>> as_pair(3, 'overlap'), as_pair((2, 5), 'overlap')
+        ((3, 3), (2, 5))
+    """
+    try:
+        try:
+            return (operator.index(value),) * 2
+        except TypeError:
+            y, x = value
+            return (operator.index(y), operator.index(x))
+    except (TypeError, ValueError):
+        raise OptionError(
+            f'{name}={value!r} must be whole pixels, an int or (y, x)') from None
+
+
+def compute_starts(size, window, overlap, fit='balanced'):
+    """
+    Place windows along one axis so that every pixel is covered.
+
+    ::
+
+        balanced   |--w--|              every neighbour pair overlaps by at
+                       |--w--|          least ``overlap``, evenly; the same
+                           |--w--|      number of windows as flush
+        flush      |--w--|              exactly ``overlap`` each, the last
+                      |--w--|           window moved back to end at the border
+                           |--w--|
+
+    Args:
+        size (int): pixels on the axis, >= 1.
+        window (int): pixels per window, >= 1.
+        overlap (int): least pixels shared by neighbours, 0 <= overlap < window.
+        fit (str): 'balanced' or 'flush'.
+
+    Returns:
+        list[int]: ascending first pixels. One window starting at 0, which may
+        overhang, when the image is not larger than the window.
+
+    Example:
+        >>> from cocoseg.grid.windows import compute_starts
+        >>> compute_starts(10, 4, 1), compute_starts(9, 4, 1, 'flush')
+        ([0, 3, 6], [0, 3, 5])
+        >>> compute_starts(9, 4, 1)     # the slack is shared
+        [0, 3, 5]
+        >>> compute_starts(3, 4, 1)
+        [0]
+    """
+    if size <= window:
+        return [0]
+    stride = window - overlap
+    count = -(-(size - overlap) // stride)
+    room = size - window
+    if fit == 'flush':
+        return [min(index * stride, room) for index in range(count)]
+    # Nearest integer of index * room / (count - 1), in exact arithmetic.
+    steps = count - 1
+    return [(2 * index * room + steps) // (2 * steps) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """
+    Overlapping windows of one size that cover an image.
+
+    Iterating gives :class:`Window` in row-major order. An image smaller than
+    the window gets one window that overhangs it: readers pad, stitchers clip.
+
+    Args:
+        shape (tuple[int, int]): (H, W) of the image, px; a third entry is ignored.
+        window (int | tuple[int, int]): (h, w) of a window, px.
+        overlap (int | tuple[int, int]): least shared width of neighbours, px,
+            0 <= overlap < window.
+        fit (str): 'balanced' spreads the windows evenly, so that no two nearly
+            coincide at the border; 'flush' moves only the last one back.
+
+    Raises:
+        OptionError: for a size below 1, or an overlap outside [0, window).
+
+    Example:
+        >>> from cocoseg import WindowGrid
+        >>> grid = WindowGrid((100, 90), window=(40, 64), overlap=8)
+        >>> len(grid), grid.grid_shape
+        (6, (3, 2))
+        >>> list(grid)[:2]
+        [Window(y=0:40, x=0:64), Window(y=0:40, x=26:90)]
+    """
+
+    shape: tuple[int, int]
+    window: tuple[int, int]
+    overlap: tuple[int, int] = (0, 0)
+    fit: str = 'balanced'
+
+    def __post_init__(self):
+        put = object.__setattr__
+        put(self, 'shape', as_pair(tuple(self.shape)[:2], 'shape'))
+        put(self, 'window', as_pair(self.window, 'window'))
+        put(self, 'overlap', as_pair(self.overlap, 'overlap'))
+        if min(self.shape) < 1 or min(self.window) < 1:
+            raise OptionError(
+                f'shape={self.shape} and window={self.window} must be at least 1 px')
+        for overlap, window in zip(self.overlap, self.window):
+            if not 0 <= overlap < window:
+                raise OptionError(
+                    f'overlap={self.overlap} must be 0 or more and below '
+                    f'window={self.window}, per axis, in pixels')
+        if self.fit not in FITS:
+            raise OptionError(f'fit={self.fit!r} is unknown; use one of {FITS}')
+
+    @property
+    def row_starts(self):
+        """First rows of the windows, ascending."""
+        return compute_starts(self.shape[0], self.window[0], self.overlap[0], self.fit)
+
+    @property
+    def column_starts(self):
+        """First columns of the windows, ascending."""
+        return compute_starts(self.shape[1], self.window[1], self.overlap[1], self.fit)
+
+    @property
+    def grid_shape(self):
+        """(rows, columns) of windows."""
+        return (len(self.row_starts), len(self.column_starts))
+
+    def __len__(self):
+        rows, columns = self.grid_shape
+        return rows * columns
+
+    def __iter__(self):
+        height, width = self.window
+        columns = self.column_starts
+        for y in self.row_starts:
+            for x in columns:
+                yield Window(y, x, y + height, x + width)

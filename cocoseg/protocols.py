@@ -1,0 +1,125 @@
+"""
+The ports of the package: small Protocols, each with a fake beside it.
+
+A port is what one layer asks of another without knowing who answers: a
+stitcher hands blocks to any :class:`BlockSink`, a predict loop calls any
+:class:`Predictor`, a manager submits to any :class:`JobQueue`. The fakes are
+real, tiny implementations for tests and examples. No other module is imported.
+"""
+from __future__ import annotations
+
+from typing import Any, Callable, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """
+    Turn one window of pixels into predictions of the same height and width.
+
+    ``image`` is float32, shape (h, w, B), NaN where there is no data, and must
+    not be modified. The result is float, shape (h, w, K). One thread calls at
+    a time.
+    """
+
+    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class BatchPredictor(Predictor, Protocol):
+    """
+    A predictor that also takes several windows at once.
+
+    ``images`` is float32, shape (N, h, w, B); the result is (N, h, w, K).
+    """
+
+    def predict_batch(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class BlockSink(Protocol):
+    """
+    Receive finished blocks, each exactly once, in any order.
+
+    ``block`` has shape (h, w, C) with (h, w) == ``window.shape``; it belongs
+    to the sink from then on. May be called from several threads at a time. An
+    exception leaves the block with the stitcher, which offers it again.
+    """
+
+    def write_block(self, window: Any, block: np.ndarray) -> None: ...
+
+
+@runtime_checkable
+class JobQueue(Protocol):
+    """
+    Run jobs, now or later; the part of ``kwutil``'s BlockingJobQueue we need.
+
+    ``submit`` may block while the queue is full. ``wait_until_finished``
+    returns when every submitted job has ended.
+    """
+
+    def submit(self, func: Callable, *args, **kwargs) -> Any: ...
+
+    def wait_until_finished(self, desc: str | None = None) -> None: ...
+
+
+class MemorySink:
+    """
+    Keep every block in a dict, and paste them together on request.
+
+    Example:
+        >>> from cocoseg.protocols import MemorySink, BlockSink
+        >>> from cocoseg.grid.window import Window
+        >>> sink = MemorySink()
+        >>> assert isinstance(sink, BlockSink)
+        >>> sink.write_block(Window(0, 0, 1, 2), np.ones((1, 2, 1)))
+        >>> sink.write_block(Window(0, 2, 1, 3), np.zeros((1, 1, 1)))
+        >>> sink.as_array().ravel().tolist()
+        [1.0, 1.0, 0.0]
+    """
+
+    def __init__(self):
+        self.blocks: dict[Any, np.ndarray] = {}
+
+    def write_block(self, window, block):
+        """Store one block; a second write of the same window is an error."""
+        if window in self.blocks:
+            raise RuntimeError(f'{window} was written twice')
+        self.blocks[window] = block
+
+    def as_array(self):
+        """Return all blocks as one (H, W, C) array."""
+        height = max(window.y1 for window in self.blocks)
+        width = max(window.x1 for window in self.blocks)
+        first = next(iter(self.blocks.values()))
+        out = np.zeros((height, width, first.shape[2]), first.dtype)
+        for window, block in self.blocks.items():
+            out[window.slices] = block
+        return out
+
+
+class FailingSink(MemorySink):
+    """A :class:`MemorySink` whose first ``n_failures`` writes raise OSError."""
+
+    def __init__(self, n_failures=1):
+        super().__init__()
+        self.n_failures = n_failures
+
+    def write_block(self, window, block):
+        """Fail while failures are left, then store the block."""
+        if self.n_failures > 0:
+            self.n_failures -= 1
+            raise OSError(28, 'No space left on device (simulated)')
+        super().write_block(window, block)
+
+
+class EagerQueue:
+    """A :class:`JobQueue` that runs each job inside ``submit``."""
+
+    def submit(self, func, *args, **kwargs):
+        """Run the job and return its result."""
+        return func(*args, **kwargs)
+
+    def wait_until_finished(self, desc=None):
+        """Return at once: nothing is ever pending."""
