@@ -1,0 +1,162 @@
+"""
+Compiled inner loops of stitching.
+
+Each ``_kernel_*`` is private: :mod:`cocoseg.stitch.canvas` and
+:mod:`cocoseg.stitch.quantize` are the API, and the unit tests hold a plain
+numpy reference of each kernel. This module is imported when first needed,
+since numba takes most of a second to load.
+
+Layout: a canvas row is flat, ``(W * C,)``, so that the innermost loops are
+plain vector multiply-adds whatever the number of bands. Every kernel releases
+the GIL and allocates at most one row.
+"""
+import numpy as np
+from numba import njit
+
+# No 'nnan' / 'ninf': the v - v validity test must survive optimisation.
+_FAST = {'contract', 'reassoc', 'nsz'}
+_COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
+
+
+@njit(fastmath=_FAST, **_COMMON)
+def _kernel_add(sums, weights, y0, x0, data, row_weights, column_weights):
+    """
+    Add one window with separable weights; return (added, invalid) pixels.
+
+    sums (H, W*C), weights (H, W), data (h, w*C), row_weights (h,),
+    column_weights (w,). A pixel with NaN or inf in any band is invalid and
+    contributes nothing.
+    """
+    height, width = data.shape[0], column_weights.shape[0]
+    n_bands = data.shape[1] // width
+    expanded = np.empty(width * n_bands, sums.dtype)
+    for x in range(width):
+        for band in range(n_bands):
+            expanded[x * n_bands + band] = column_weights[x]
+    invalid = 0
+    for y in range(height):
+        scale = row_weights[y]
+        sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
+        weight_row = weights[y0 + y, x0:x0 + width]
+        data_row = data[y]
+        check = sums.dtype.type(0)
+        for k in range(data_row.shape[0]):
+            check += data_row[k] - data_row[k]
+        if check == 0:
+            for k in range(data_row.shape[0]):
+                sum_row[k] += data_row[k] * (scale * expanded[k])
+            for x in range(width):
+                weight_row[x] += scale * column_weights[x]
+        else:
+            for x in range(width):
+                weight = scale * column_weights[x]
+                invalid += _add_pixel(sum_row, weight_row, data_row, x, n_bands, weight)
+    return height * width - invalid, invalid
+
+
+@njit(fastmath=_FAST, **_COMMON)
+def _kernel_add_dense(sums, weights, y0, x0, data, window_weights):
+    """As :func:`_kernel_add`, with one weight per pixel, (h, w)."""
+    height, width = window_weights.shape
+    n_bands = data.shape[1] // width
+    expanded = np.empty(width * n_bands, sums.dtype)
+    invalid = 0
+    for y in range(height):
+        sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
+        weight_row = weights[y0 + y, x0:x0 + width]
+        data_row = data[y]
+        factors = window_weights[y]
+        check = sums.dtype.type(0)
+        for k in range(data_row.shape[0]):
+            check += data_row[k] - data_row[k]
+        if check == 0:
+            for x in range(width):
+                for band in range(n_bands):
+                    expanded[x * n_bands + band] = factors[x]
+            for k in range(data_row.shape[0]):
+                sum_row[k] += data_row[k] * expanded[k]
+            for x in range(width):
+                weight_row[x] += factors[x]
+        else:
+            for x in range(width):
+                invalid += _add_pixel(sum_row, weight_row, data_row, x, n_bands, factors[x])
+    return height * width - invalid, invalid
+
+
+@njit(inline='always', **_COMMON)
+def _add_pixel(sum_row, weight_row, data_row, x, n_bands, weight):
+    """Add one pixel if all its bands are finite; return 1 if it is invalid."""
+    for k in range(x * n_bands, (x + 1) * n_bands):
+        if not np.isfinite(data_row[k]):
+            return 1
+    for k in range(x * n_bands, (x + 1) * n_bands):
+        sum_row[k] += data_row[k] * weight
+    weight_row[x] += weight
+    return 0
+
+
+@njit(**_COMMON)
+def _kernel_normalize(sums, weights, out):
+    """Write sums / weights to out, NaN where no weight; all (h, w, C) / (h, w)."""
+    for y in range(sums.shape[0]):
+        for x in range(sums.shape[1]):
+            weight = weights[y, x]
+            if weight > 0:
+                for band in range(sums.shape[2]):
+                    out[y, x, band] = sums[y, x, band] / weight
+            else:
+                for band in range(sums.shape[2]):
+                    out[y, x, band] = np.nan
+
+
+@njit(**_COMMON)
+def _kernel_minmax(values):
+    """Return (min, max, count) of the finite entries of a flat array."""
+    low, high, count = np.inf, -np.inf, 0
+    for k in range(values.shape[0]):
+        value = values[k]
+        if np.isfinite(value):
+            low, high, count = min(low, value), max(high, value), count + 1
+    return low, high, count
+
+
+@njit(**_COMMON)
+def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
+    """
+    Quantize a flat float array; return the number of clipped entries.
+
+    ``rint((v - low) * scale) + quant_min`` with v clipped to [low, high], in
+    float64, and ``nodata`` where v is not finite.
+    """
+    clipped = 0
+    for k in range(values.shape[0]):
+        value = np.float64(values[k])
+        if np.isfinite(value):
+            clipped += (value < low) | (value > high)
+            value = min(max(value, low), high)
+            out[k] = np.int64(np.rint((value - low) * scale)) + quant_min
+        else:
+            out[k] = nodata
+    return clipped
+
+
+@njit(**_COMMON)
+def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata, out):
+    """Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`, same result."""
+    clipped = 0
+    total = 0.0
+    for y in range(sums.shape[0]):
+        for x in range(sums.shape[1]):
+            weight = weights[y, x]
+            if not weight > 0:
+                for band in range(sums.shape[2]):
+                    out[y, x, band] = nodata
+                continue
+            for band in range(sums.shape[2]):
+                # The mean is rounded to the canvas dtype first, as when it is returned.
+                value = np.float64(sums[y, x, band] / weight)
+                total += value
+                clipped += (value < low) | (value > high)
+                value = min(max(value, low), high)
+                out[y, x, band] = np.int64(np.rint((value - low) * scale)) + quant_min
+    return clipped, total
