@@ -1,0 +1,1 @@
+"""All that knows kwcoco: the manifest, the stitching manager, and the predict loop."""

@@ -1,0 +1,99 @@
+"""
+Small functions that scripts for the reference use besides the manager.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from cocoseg.errors import CoverageError
+from cocoseg.grid.window import Window
+from cocoseg.stitch.blend import edge_weights
+from cocoseg.stitch.soft import SoftStitcher, as_numpy, check_weights
+
+
+def fix_slice(sl):
+    """
+    Return a slice, or a tuple of slices, with Python ints.
+
+    Raises:
+        CoverageError: if an edge is no whole number of pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> fix_slice((slice(np.int64(0), 4.0), slice(None, 2)))
+        (slice(0, 4, None), slice(None, 2, None))
+    """
+    if isinstance(sl, (tuple, list)):
+        return tuple(fix_slice(part) for part in sl)
+
+    def as_int(value):
+        if value is None or value == int(value):
+            return value if value is None else int(value)
+        raise CoverageError(f'slice edge {value!r} is not a whole number of pixels; round it '
+                            'to the pixel grid of the asset first')
+    return slice(as_int(sl.start), as_int(sl.stop), as_int(sl.step))
+
+
+def weigh_window(window, weights, downweight_edges):
+    """
+    Return the weights of a window, their edges lowered on request.
+
+    Args:
+        window (Window): the whole window, before clipping.
+        weights (ndarray | Tensor | None): finite, >= 0, shape (h, w).
+        downweight_edges (bool): multiply by the edge weights.
+
+    Returns:
+        ndarray | None: as given if nothing is to be done.
+
+    Example:
+        >>> float(weigh_window(Window(0, 0, 16, 16), None, True).max())
+        1.0
+    """
+    if not downweight_edges:
+        return weights
+    edges = edge_weights(window.shape)
+    if weights is None:
+        return edges
+    weights = as_numpy(weights)
+    check_weights(weights, window)
+    return weights * edges
+
+
+def center_weighted_add(stitcher, space_slice, data, weights=None, downweight_edges=True):
+    """
+    Add a window to a bare stitcher, its edges weighted down.
+
+    Args:
+        stitcher (SoftStitcher | kwarray.Stitcher): gets the data.
+        space_slice (tuple[slice, slice] | None): px, may overhang; None is all.
+        data (ndarray | Tensor): shape (h, w) or (h, w, C), NaN where invalid.
+            Never modified.
+        weights (ndarray | Tensor | None): shape (h, w).
+        downweight_edges (bool): multiply by the edge weights.
+
+    Example:
+        >>> import kwarray
+        >>> data = np.ones((8, 8))
+        >>> data[0, 0] = np.nan
+        >>> for stitcher in [kwarray.Stitcher((8, 8)), SoftStitcher((8, 8))]:
+        ...     center_weighted_add(stitcher, None, data)
+        ...     result = stitcher.finalize()
+        ...     assert np.isnan(result[0, 0]) and result[4, 4] == 1
+    """
+    shape = stitcher.shape[:2]
+    window = (Window.from_shape(shape) if space_slice is None
+              else Window.coerce(fix_slice(space_slice), shape))
+    weights = weigh_window(window, weights, downweight_edges)
+    if isinstance(stitcher, SoftStitcher):
+        stitcher.add(window, data, weights)
+        return
+    inside = window.clip(shape)
+    crop = inside.within(window).slices
+    data = as_numpy(data)[crop]
+    weights = np.ones(inside.shape, 'f4') if weights is None else as_numpy(weights)[crop]
+    invalid = ~np.isfinite(data)
+    if data.ndim == 3:
+        invalid = invalid.any(axis=2, keepdims=True)
+        weights = weights[..., None]
+    stitcher.add(inside.slices, np.where(invalid, 0, data), weight=np.where(invalid, 0, weights))

@@ -1,0 +1,260 @@
+"""
+The table of images in work: who is in which state, and what may come next.
+
+The one owner of the image jobs of a manager. It knows nothing of files and
+queues; :mod:`cocoseg.coco.manager` moves images through it.
+"""
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+
+import numpy as np
+
+from cocoseg.coco.geometry import coerce_scale, stitchspace_dsize, warp_img_from_stitchspace
+from cocoseg.coco.lifecycle import MANAGED, ImageJob, ImageState
+from cocoseg.errors import (AlreadyFinalizedError, CoverageError, ImageClosedError,
+                            NothingAccumulatedError, OptionError)
+from cocoseg.stitch.canvas import compute_nbytes
+from cocoseg.stitch.soft import SoftStitcher
+
+
+class JobTable:
+    """
+    All images that one manager has touched.
+
+    Args:
+        manifest (Manifest): the dataset. owner (object): who claims channels.
+        options (AssetOptions): how assets look.
+        folder (str): where assets go.
+        canvas_options (dict): ``device``, ``memmap``, ``memory_budget``.
+        readiness (str): 'declared' or 'contiguous'.
+        replace (bool): an existing asset with these channels may go.
+
+    Thread-safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, manifest, owner, options, folder, canvas_options, readiness, replace):
+        self.manifest, self.options, self.folder = manifest, options, folder
+        self.replace = replace
+        self.patch_counts = Counter()
+        self.lock = threading.RLock()
+        self._owner = owner
+        self._canvas_options = canvas_options
+        self._contiguous = readiness == 'contiguous'
+        self._jobs = {}
+        self._done = {}
+        self._last = None
+        self._closed = False
+
+    # ---- asking ------------------------------------------------------------
+
+    def get(self, image_id):
+        """Return the job of an image, or None."""
+        with self.lock:
+            return self._jobs.get(image_id)
+
+    def jobs_in(self, *states):
+        """Return the jobs that are in one of the states, oldest first."""
+        with self.lock:
+            return [job for job in self._jobs.values() if job.state in states]
+
+    @property
+    def done_ids(self):
+        """Ids of finished images, a new set."""
+        with self.lock:
+            return set(self._done)
+
+    def get_state(self, image_id):
+        """Return the state of an image of the manifest."""
+        self.manifest.get_image(image_id)
+        with self.lock:
+            if image_id in self._done:
+                return ImageState.DONE
+            job = self._jobs.get(image_id)
+            return ImageState.UNSEEN if job is None else job.state
+
+    def check_open(self, image_id):
+        """Raise ImageClosedError unless the image takes data."""
+        state = self.get_state(image_id)
+        if self._closed:
+            raise ImageClosedError('this manager is closed; make a new one')
+        if state in (ImageState.FINALIZING, ImageState.DONE, ImageState.FAILED):
+            raise ImageClosedError(
+                f'image {image_id} is {state.value}: no more data can be added; submit an '
+                'image only when all its windows came, or declare them with expect_windows')
+
+    # ---- opening -----------------------------------------------------------
+
+    def declare(self, image_id, windows, asset_dsize, scale):
+        """Open an image whose windows are known."""
+        with self.lock:
+            self.check_open(image_id)
+            if image_id in self._jobs:
+                raise CoverageError(f'image {image_id} has windows already; declare all of '
+                                    'them once, before the first')
+            return self._open(image_id, asset_dsize, scale, windows)
+
+    def get_or_open(self, image_id, asset_dsize, scale):
+        """Return the open job of an image; a size or scale must agree with it."""
+        with self.lock:
+            self.check_open(image_id)
+            job = self._jobs.get(image_id)
+            if job is None:
+                return self._open(image_id, asset_dsize, scale, None)
+        if asset_dsize is not None and tuple(map(int, asset_dsize)) != job.asset_dsize:
+            raise OptionError(f'image {image_id} was begun with asset_dsize={job.asset_dsize}, '
+                              f'now {tuple(asset_dsize)}; an asset has one size')
+        if scale is not None:
+            warp = coerce_scale(scale)
+            if not np.allclose(warp.matrix, job.scale.matrix):
+                raise OptionError(f'image {image_id} was begun with the scale '
+                                  f'{job.scale.concise()}, now {warp.concise()}')
+        return job
+
+    def _open(self, image_id, asset_dsize, scale, windows):
+        img, options = self.manifest.get_image(image_id), self.options
+        warp_asset_from_stitch = coerce_scale(scale)
+        if asset_dsize is None:
+            asset_dsize = stitchspace_dsize(img, self.manifest.get_video(img), options.space)
+            if not np.allclose(warp_asset_from_stitch.matrix, np.eye(3)):
+                warnings.warn(f'image {image_id}: scale_asset_from_stitchspace={scale} without '
+                              f'asset_dsize; the asset is {asset_dsize} px, not scaled')
+        asset_dsize = tuple(map(int, asset_dsize))
+        if options.write_probs:
+            self.manifest.claim_channels(image_id, options.channels, self._owner, self.replace)
+        try:
+            stitcher, spilled = self._make_stitcher(asset_dsize[::-1], windows)
+            job = ImageJob(
+                image_id, img, options, stitcher, asset_dsize, warp_asset_from_stitch,
+                warp_img_from_stitchspace(img, options.space) @ warp_asset_from_stitch.inv(),
+                self.manifest.reserve_file(image_id, options.chan_code, self.folder,
+                                           options.suffix, options.ext),
+                self.manifest.bundle_dpath, spilled=spilled)
+        except BaseException:
+            self.manifest.release_channels(image_id, options.channels)
+            raise
+        self._jobs[image_id] = job
+        return job
+
+    def _make_stitcher(self, shape, windows):
+        """Return a stitcher, and whether it spills to keep the memory budget."""
+        options, canvas = self.options, self._canvas_options
+        shape = (*shape, len(options.channels))
+        memmap, budget, spilled = canvas['memmap'], canvas['memory_budget'], False
+        if budget is not None and not memmap:
+            # Images that were opened but hold nothing yet will want their bytes too.
+            live = sum(compute_nbytes(job.stitcher.shape, options.dtype)
+                       for job in self._jobs.values() if not job.spilled)
+            if live + compute_nbytes(shape, options.dtype) > budget:
+                memmap, spilled = True, True
+        stitcher = SoftStitcher(shape, windows, dtype=options.dtype, memmap=memmap,
+                                device=canvas['device'])
+        return stitcher, spilled
+
+    def forget_untouched(self, job):
+        """Drop a job whose very first window was refused, as if it never came."""
+        with self.lock:
+            if job.state is ImageState.UNSEEN and not job.stitcher.is_declared:
+                self._drop(job)
+
+    def _drop(self, job):
+        if self._jobs.get(job.image_id) is job:
+            del self._jobs[job.image_id]
+        self.manifest.release_channels(job.image_id, self.options.channels)
+
+    # ---- moving ------------------------------------------------------------
+
+    def receive(self, job, window, is_ready):
+        """Note a window that was added, and whether the image is ready now."""
+        with self.lock:
+            self.patch_counts[job.image_id] += 1
+            job.windows.add(window)
+            if self._contiguous and is_ready == 'auto':
+                self._mark_previous(job)
+            self._last = job
+            if job.state not in (ImageState.UNSEEN, ImageState.ACCUMULATING, ImageState.READY):
+                return
+            ready = is_ready is True or (is_ready == 'auto' and job.stitcher.is_complete)
+            job.state = ImageState.READY if ready else ImageState.ACCUMULATING
+
+    def _mark_previous(self, job):
+        """Guess that an image (video) is complete because another one began."""
+        last = self._last
+        if last is None or last is job:
+            return
+        video_id = last.img.get('video_id') if self.options.space == 'video' else None
+        if video_id is not None and video_id == job.img.get('video_id'):
+            return
+        for other in self._jobs.values():
+            related = other is last or (video_id is not None
+                                        and other.img.get('video_id') == video_id)
+            if related and other.state is ImageState.ACCUMULATING:
+                other.state = ImageState.READY
+
+    def mark_ready(self, image_id):
+        """Declare an image with data complete."""
+        with self.lock:
+            self.check_open(image_id)
+            self._get_touched(image_id).state = ImageState.READY
+
+    def _get_touched(self, image_id):
+        job = self._jobs.get(image_id)
+        if job is None or job.state is ImageState.UNSEEN:
+            raise NothingAccumulatedError(
+                f'image {image_id} has received no data, so there is nothing to finalize')
+        return job
+
+    def begin_finalize(self, image_id):
+        """
+        Detach an image from accumulation.
+
+        Raises:
+            AlreadyFinalizedError: if somebody did before.
+            NothingAccumulatedError: if it has no data.
+        """
+        with self.lock:
+            state = self.get_state(image_id)
+            if state in (ImageState.FINALIZING, ImageState.DONE):
+                raise AlreadyFinalizedError(f'image {image_id} is {state.value} already; '
+                                            'an image is finalized once')
+            job = self._get_touched(image_id)
+            job.state, job.error = ImageState.FINALIZING, None
+        pending = job.stitcher.pending
+        if pending:
+            warnings.warn(f'image {image_id} is finalized while {len(pending)} declared windows '
+                          f'are missing, the first is {pending[0]}; their pixels get no data')
+        return job
+
+    def finish(self, job):
+        """Note that the image is on disk and registered; free its memory."""
+        with self.lock:
+            job.state = ImageState.DONE
+            self._done[job.image_id] = job.fpath
+            self._drop(job)
+        job.stitcher.close()
+
+    def fail(self, job, error):
+        """Note that writing failed; the data stays for another try."""
+        with self.lock:
+            job.state, job.error = ImageState.FAILED, error
+
+    def take_over(self, image_id, fpath):
+        """Note an image that an earlier run finished."""
+        with self.lock:
+            self._done[image_id] = fpath
+
+    def close(self):
+        """Refuse data, and free the memory of every image."""
+        with self.lock:
+            self._closed = True
+            jobs = list(self._jobs.values())
+            for job in jobs:
+                self._drop(job)
+        for job in jobs:
+            job.stitcher.close()
+
+    def managed(self):
+        """Return the jobs whose data nobody submitted yet, or whose write failed."""
+        return self.jobs_in(*MANAGED)

@@ -1,0 +1,60 @@
+"""
+The life of one image: UNSEEN, ACCUMULATING, READY, FINALIZING, DONE or FAILED.
+
+::
+
+    UNSEEN ──data──▶ ACCUMULATING ──last window──▶ READY
+                          │                          │
+                          └────────submit────────────┴──▶ FINALIZING ──▶ DONE
+                                                    ▲          │
+                                                    └─retry─ FAILED
+"""
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ImageState(enum.Enum):
+    """Where an image is in its life."""
+
+    UNSEEN = 'unseen'
+    ACCUMULATING = 'accumulating'
+    READY = 'ready'
+    FINALIZING = 'finalizing'
+    DONE = 'done'
+    FAILED = 'failed'
+
+
+# States in which the accumulated data still waits for somebody.
+MANAGED = (ImageState.ACCUMULATING, ImageState.READY, ImageState.FAILED)
+
+
+@dataclass
+class ImageJob:
+    """
+    One image that is being stitched, and all that is needed to write it.
+
+    Owned by the manager, which guards every change with its lock; the writer
+    thread only reads it while the state is FINALIZING.
+    """
+
+    image_id: int
+    img: dict
+    options: Any
+    stitcher: Any
+    asset_dsize: tuple[int, int]
+    scale: Any
+    warp_img_from_asset: Any
+    fpath: str
+    bundle_dpath: str
+    state: ImageState = ImageState.UNSEEN
+    windows: set = field(default_factory=set)
+    error: Exception | None = None
+    spilled: bool = False
+
+    @property
+    def nbytes(self):
+        """Bytes of the canvas."""
+        return self.stitcher.nbytes

@@ -1,0 +1,480 @@
+"""
+The stitching manager: windows of many images in, registered assets out.
+
+It owns the life of every image (see :mod:`cocoseg.coco.lifecycle`) and wires
+the parts: a :class:`SoftStitcher` per image accumulates, the writer queue runs
+:func:`finish_image`, the journal remembers, the manifest registers.
+"""
+from __future__ import annotations
+
+import logging
+import os
+
+from cocoseg.coco.compat import center_weighted_add, weigh_window
+from cocoseg.coco.finisher import Finisher
+from cocoseg.coco.jobs import JobTable
+from cocoseg.coco.journal import Journal
+from cocoseg.coco.lifecycle import ImageState
+from cocoseg.coco.manifest import get_manifest
+from cocoseg.coco.options import AssetOptions, check_run_options
+from cocoseg.coco.resume import iter_finished
+from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CocosegError,
+                            CoverageError, OptionError)
+from cocoseg.grid.window import Window
+from cocoseg.stitch.soft import as_numpy
+
+logger = logging.getLogger(__name__)
+
+
+class CocoStitchingManager:
+    """
+    Stitch window predictions into assets of the images of a kwcoco dataset.
+
+    A drop-in for ``geowatch.tasks.fusion.coco_stitcher.CocoStitchingManager``.
+    Give it windows with :meth:`accumulate_image`, in any order and from any
+    thread; hand finished images to the writer with
+    :meth:`submit_finalize_image`; end with :meth:`close` or a ``with`` block,
+    which writes what is left. Save the manifest with :meth:`dump`.
+
+    An asset is written to a temporary file, flushed, verified, renamed, noted
+    in the journal, and only then registered. If that fails, nothing of it is
+    visible, the accumulated data stays, and submitting again tries again.
+
+    Args:
+        result_dataset (kwcoco.CocoDataset): JSON-backed, with ``fpath`` set;
+            changed in place when an image is finished. Several managers may
+            share one. Its file is only written by :meth:`dump`.
+        short_code (str | None): folder below the asset folder.
+        chan_code (str): channels of the asset, one per band, such as
+            ``'water|bare'`` or ``'hidden.0:16'``.
+        stitching_space (str): 'video' or 'image': the space that windows live
+            in, up to the scale given with each image. ``stiching_space``, the
+            historical spelling, is an alias.
+        device (str | torch.device): 'numpy', or where a torch canvas lives.
+        memmap (None | bool | PathLike): accumulate in memory-mapped files, in
+            the system's temporary folder (True) or the given one. The files
+            have no name: they vanish with the process however it ends.
+        thresh (float): values above it are inside a polygon (write_preds).
+        write_probs (bool): write and register the soft asset.
+        write_preds (bool): add scored polygons of the thresholded channels as
+            annotations, in image space.
+        num_bands (int | str): 'auto', or a number that must agree with chan_code.
+        prob_compress (str): ZSTD (default), DEFLATE, LZW, … or RAW.
+        prob_blocksize (int): tile size of the file, px.
+        prob_format (str): 'cog', 'tif' (tiled GeoTIFF) or 'png' (8 bit, at
+            most 4 bands, no georeference).
+        polygon_categories (list[str] | None): channels that become polygons;
+            None is all. Each channel name is the category name.
+        expected_minmax (tuple[float, float] | None): range of the values;
+            others are clipped and counted. None: the range of each image.
+        quantize (bool): write int16 (png: uint8) codes, else floats.
+        writer_queue (JobQueue | None): shared by several managers; a
+            :class:`~cocoseg.io.queue.WriterQueue`, a kwutil
+            ``BlockingJobQueue``, or a ``concurrent.futures`` executor. None
+            makes one with a single thread. May be assigned later.
+        write_prediction_attrs (bool): add ``prediction_region`` (image space)
+            and ``has_predictions`` to the image.
+        assets_dname (str): asset folder in the bundle.
+        dtype (str): accumulator, 'float32' or 'float64'.
+        readiness (str): 'declared': an image is ready when its declared
+            windows came (:meth:`expect_windows`) or :meth:`mark_ready` says
+            so. 'contiguous': also when data for another image (video) comes,
+            as in the reference; only for input in that order.
+        on_collision (str): 'raise' if an image already has one of the
+            channels, or 'replace' that asset.
+        resume (bool): take over the finished assets of a run that was cut
+            short (:meth:`is_done`). It must have had the same settings.
+        memory_budget (int | None): bytes of RAM for canvases; images beyond
+            it accumulate in memory-mapped files.
+
+    Raises:
+        OptionError: for an option that is unknown or contradicts another.
+        ManifestError: for an SQL-backed dataset, or one without ``fpath``.
+        AssetWriteError: if the asset folder cannot be made.
+        ResumeError: if the earlier run had other settings.
+
+    Thread-safety: all methods may be called from any thread.
+
+    Example:
+        >>> import kwcoco, numpy as np, ubelt as ub
+        >>> from cocoseg import CocoStitchingManager, WindowGrid
+        >>> dset = kwcoco.CocoDataset.demo('vidshapes1-frames1', image_size=(64, 64)).copy()
+        >>> dset.reroot(absolute=True)
+        >>> dset.fpath = ub.Path.appdir('cocoseg/doctest/manager').delete() / 'out.kwcoco.json'
+        >>> windows = WindowGrid((64, 64), window=40, overlap=8)
+        >>> with CocoStitchingManager(dset, 'pred', 'water|bare', expected_minmax=(0, 1)) as self:
+        ...     self.expect_windows(1, windows)
+        ...     for window in windows:
+        ...         self.accumulate_image(1, window, np.full((40, 40, 2), 0.25))
+        ...     assert self.ready_image_ids() == [1]
+        >>> assert self.is_done(1)
+        >>> data = dset.coco_image(1).imdelay('water', space='video').finalize()
+        >>> assert data.shape == (64, 64, 1) and abs(data - 0.25).max() < 1 / 32767
+    """
+
+    def __init__(self, result_dataset, short_code=None, chan_code=None,
+                 stitching_space='video', device='numpy', memmap=None,
+                 thresh=0.5, write_probs=True, write_preds=False,
+                 num_bands='auto', prob_compress='ZSTD', prob_blocksize=256,
+                 prob_format='cog', polygon_categories=None,
+                 expected_minmax=None, quantize=True, writer_queue=None,
+                 write_prediction_attrs=True, assets_dname='_assets',
+                 dtype='float32', *, stiching_space=None, readiness='declared',
+                 on_collision='raise', resume=False, memory_budget=None):
+        self.manifest = get_manifest(result_dataset)
+        self.result_dataset = result_dataset
+        self.options = AssetOptions(
+            chan_code=chan_code, short_code=short_code,
+            space=stitching_space if stiching_space is None else stiching_space,
+            thresh=thresh, write_probs=write_probs, write_preds=write_preds,
+            polygon_categories=polygon_categories, prob_compress=prob_compress,
+            prob_blocksize=prob_blocksize, prob_format=prob_format,
+            expected_minmax=expected_minmax, quantize=quantize,
+            write_prediction_attrs=write_prediction_attrs,
+            assets_dname=assets_dname, dtype=dtype)
+        check_run_options(readiness, on_collision)
+        canvas = {'device': device, 'memmap': memmap, 'memory_budget': memory_budget}
+        self._check_canvas(num_bands, **canvas)
+        self.prob_dpath = self._make_folder()
+        self._table = JobTable(self.manifest, self, self.options, self.prob_dpath,
+                               canvas, readiness, on_collision == 'replace')
+        journal = Journal(
+            os.path.join(self.prob_dpath, f'.cocoseg-{self.options.suffix}.jsonl'),
+            self.options.config_hash)
+        self._finisher = Finisher(self._table, self.manifest, journal, writer_queue)
+        self._closed = False
+        if resume:
+            self._resume(journal)
+        else:
+            journal.clear()
+
+    def _check_canvas(self, num_bands, device, memmap, memory_budget):
+        n_channels = len(self.options.channels)
+        if num_bands not in ('auto', n_channels):
+            raise OptionError(f'num_bands={num_bands!r} but chan_code={self.chan_code!r} has '
+                              f"{n_channels} channels; use 'auto'")
+        if str(device) != 'numpy' and (memory_budget is not None or memmap):
+            raise OptionError(f'device={device!r} excludes memmap and memory_budget, which '
+                              "are about host memory; use device='numpy'")
+        if memory_budget is not None and not memory_budget > 0:
+            raise OptionError(f'memory_budget={memory_budget!r} must be bytes, above 0')
+
+    def _make_folder(self):
+        from cocoseg.io.commit import sweep_temporaries
+        folder = os.path.normpath(os.path.join(
+            self.manifest.bundle_dpath, self.options.assets_dname, self.options.short_code or ''))
+        try:
+            os.makedirs(folder, exist_ok=True)
+            sweep_temporaries(folder)
+        except OSError as ex:
+            raise AssetWriteError(f'cannot use the asset folder {folder}: {ex}; choose a '
+                                  'writable bundle', path=folder) from ex
+        return folder
+
+    def _resume(self, journal):
+        for record, fpath in iter_finished(journal, self.manifest, self.options):
+            if self.options.write_probs and not self.manifest.has_asset(record):
+                self.manifest.commit(record, replace=True)
+            self._table.take_over(record['image_id'], fpath)
+
+    # ---- what callers read -------------------------------------------------
+
+    @property
+    def chan_code(self):
+        """Channel spec of the asset."""
+        return self.options.chan_code
+
+    @property
+    def stitching_space(self):
+        """'video' or 'image'."""
+        return self.options.space
+
+    stiching_space = stitching_space
+
+    @property
+    def num_bands(self):
+        """Number of channels."""
+        return len(self.options.channels)
+
+    @property
+    def patch_counts(self):
+        """Windows received so far, a Counter by image id."""
+        return self._table.patch_counts
+
+    @property
+    def writer_queue(self):
+        """The queue that finishes images; made on first use, may be assigned."""
+        return self._finisher.queue
+
+    @writer_queue.setter
+    def writer_queue(self, queue):
+        self._finisher.queue = queue
+
+    @property
+    def image_stitchers(self):
+        """Stitchers of the managed images, a new dict by image id."""
+        return {job.image_id: job.stitcher for job in self._table.managed()}
+
+    @property
+    def seen_image_ids(self):
+        """Ids of the images that are finished and registered, a new set."""
+        return self._table.done_ids
+
+    def managed_image_ids(self):
+        """Return the ids of images with data that nobody submitted, or that failed."""
+        return [job.image_id for job in self._table.managed()]
+
+    def ready_image_ids(self):
+        """Return the ids of images that are complete and wait to be submitted."""
+        return [job.image_id for job in self._table.jobs_in(ImageState.READY)]
+
+    def image_state(self, image_id):
+        """Return the :class:`~cocoseg.coco.lifecycle.ImageState` of an image."""
+        return self._table.get_state(image_id)
+
+    def is_done(self, image_id):
+        """Return True if the asset of this image is on disk and registered."""
+        return self.image_state(image_id) is ImageState.DONE
+
+    def pending_windows(self, image_id):
+        """Return the declared windows (clipped, asset px) that did not come yet."""
+        self.manifest.get_image(image_id)
+        job = self._table.get(image_id)
+        return [] if job is None else job.stitcher.pending
+
+    # Names that scripts written for the reference poke at.
+    _seen_gids = seen_image_ids
+    _stitched_gid_patch_histograms = patch_counts
+
+    @property
+    def _ready_gids(self):
+        return set(self.ready_image_ids())
+
+    # ---- accumulating ------------------------------------------------------
+
+    def expect_windows(self, image_id, windows, asset_dsize=None,
+                       scale_asset_from_stitchspace=None):
+        """
+        Declare all windows of an image before the first comes.
+
+        The image is ready exactly when the last of them has come. Windows that
+        are added without weights blend with the linear plan of these windows.
+
+        Args:
+            image_id (int): kwcoco image id.
+            windows (WindowGrid | Iterable[Window | tuple[slice, slice]]):
+                asset px; a window declared twice is expected twice.
+            asset_dsize (tuple[int, int] | None): see :meth:`accumulate_image`.
+            scale_asset_from_stitchspace: see :meth:`accumulate_image`.
+
+        Raises:
+            CoverageError: if data came already, or a window is outside.
+            ImageClosedError: if the image is being written, or done.
+        """
+        self._finisher.raise_pending()
+        self._table.declare(image_id, windows, asset_dsize, scale_asset_from_stitchspace)
+
+    def accumulate_image(self, gid, space_slice, data, asset_dsize=None,
+                         scale_asset_from_stitchspace=None, is_ready='auto',
+                         weights=None, downweight_edges=False, **kwargs):
+        """
+        Add the prediction of one window to an image.
+
+        Args:
+            gid (int): kwcoco image id.
+            space_slice (tuple[slice, slice] | Window | kwimage.Box | None):
+                where the data belongs, in pixels of the asset. May overhang;
+                negative means outside. None is the whole asset.
+            data (ndarray | Tensor): real, shape (h, w, C), NaN or infinite
+                where invalid; never modified. (h, w) stands for every channel.
+            asset_dsize (tuple[int, int] | None): (w, h) of the asset, px.
+                None is the size of the video (image), not scaled.
+            scale_asset_from_stitchspace (float | tuple | Affine | None): the
+                asset's scale against stitching space; a pair is (sx, sy).
+            is_ready (bool | str): True marks the image ready after this
+                window, False never does, 'auto' follows ``readiness``.
+            weights (ndarray | Tensor | None): finite, >= 0, shape (h, w).
+            downweight_edges (bool): multiply by
+                :func:`~cocoseg.stitch.blend.edge_weights`.
+            **kwargs: ``dsize`` and ``scale``, deprecated names of two above.
+
+        Raises:
+            UnknownImageError: if the manifest has no such image.
+            WindowShapeError: if data or weights disagree with the window.
+            BandCountError: if the bands are not those of ``chan_code``.
+            WeightError: if a weight is negative or not finite.
+            CoverageError: if the window is outside or was not declared.
+            ImageClosedError: if the image is being written, or done.
+            AssetWriteError: if an image failed to be written meanwhile.
+        """
+        self._finisher.raise_pending()
+        asset_dsize, scale = _take_deprecated(kwargs, asset_dsize, scale_asset_from_stitchspace)
+        job = self._table.get_or_open(gid, asset_dsize, scale)
+        shape = job.stitcher.shape
+        try:
+            window = (Window.from_shape(shape) if space_slice is None
+                      else Window.coerce(space_slice, shape))
+            weights = weigh_window(window, weights, downweight_edges)
+            job.stitcher.add(window, self._fit_bands(window, data), weights)
+        except CocosegError:
+            self._table.forget_untouched(job)
+            raise
+        self._table.receive(job, window.clip(shape), is_ready)
+
+    def _fit_bands(self, window, data):
+        """Return the data with a band axis that fits the channels."""
+        if not hasattr(data, 'detach'):
+            data = as_numpy(data)
+        if len(data.shape) == 2:
+            # No band axis: the plane stands for every channel.
+            data = as_numpy(data)[..., None].repeat(self.num_bands, axis=2)
+        if len(data.shape) == 3 and data.shape[2] != self.num_bands:
+            raise BandCountError(
+                f'data for {window} has {data.shape[2]} bands but chan_code={self.chan_code!r} '
+                f'has {self.num_bands}; give one band per channel')
+        return data
+
+    def mark_ready(self, image_id):
+        """
+        Say that no more windows will come for an image.
+
+        Raises:
+            NothingAccumulatedError: if none ever came.
+            ImageClosedError: if the image is being written, or done.
+        """
+        self._table.mark_ready(image_id)
+
+    _stitcher_center_weighted_add = staticmethod(center_weighted_add)
+
+    # ---- finishing ---------------------------------------------------------
+
+    def finalize_image(self, gid):
+        """
+        Write and register one image now, and return when it is done.
+
+        Args:
+            gid (int): kwcoco image id.
+
+        Returns:
+            dict: ``n_anns``, ``total_prob`` (sum of all values), ``n_clipped``
+            (values outside ``expected_minmax``), ``n_invalid`` (pixels of
+            windows skipped as NaN or infinite), ``file_name``.
+
+        Raises:
+            NothingAccumulatedError: if no data came for it.
+            AlreadyFinalizedError: if it was finalized or submitted before.
+            AssetWriteError: if it cannot be written; the data stays, and
+                finalizing again tries again.
+        """
+        return self._finisher.run_now(self._table.begin_finalize(gid))
+
+    def submit_finalize_image(self, gid):
+        """
+        Hand an image to the writer queue; submitting it again does nothing.
+
+        Blocks while the queue is full.
+
+        Raises:
+            NothingAccumulatedError: if no data came for it.
+            AssetWriteError: if another image failed meanwhile; this one is
+                submitted all the same.
+        """
+        try:
+            self._finisher.submit(self._table.begin_finalize(gid))
+        except AlreadyFinalizedError:
+            logger.debug('image %s was submitted before', gid)
+        self._finisher.raise_pending()
+
+    def flush_images(self):
+        """
+        Wait until every submitted image is written.
+
+        Raises:
+            AssetWriteError: for the first that failed; call again for the next.
+        """
+        self._finisher.wait()
+        self._finisher.raise_pending()
+
+    def dump(self, fpath=None):
+        """
+        Wait for submitted images, then save the manifest atomically.
+
+        Args:
+            fpath (PathLike | None): default the dataset's ``fpath``.
+
+        Raises:
+            AssetWriteError: if an image failed; the manifest is not saved.
+            OSError: if the manifest cannot be written; an old one stays.
+        """
+        self.flush_images()
+        self.manifest.dump(fpath)
+
+    def close(self):
+        """
+        Write every image that holds data, wait, and free everything.
+
+        An image whose declared windows did not all come is not written. May
+        be called twice.
+
+        Raises:
+            AssetWriteError: if an image could not be written.
+            CoverageError: if declared windows are missing; finalize such an
+                image before, to have it with gaps.
+        """
+        if self._closed:
+            return
+        try:
+            incomplete = [job for job in self._table.jobs_in(
+                ImageState.UNSEEN, ImageState.ACCUMULATING) if job.stitcher.pending]
+            for job in self._table.jobs_in(ImageState.ACCUMULATING, ImageState.READY):
+                if job not in incomplete:
+                    self._finisher.submit(self._table.begin_finalize(job.image_id))
+            self._finisher.wait()
+            failed = self._table.jobs_in(ImageState.FAILED)
+        finally:
+            self._release()
+        for job in failed[1:]:
+            logger.error('%s', job.error)
+        if failed:
+            raise failed[0].error
+        if incomplete:
+            job = incomplete[0]
+            pending = job.stitcher.pending
+            raise CoverageError(
+                f'image {job.image_id} was not written: {len(pending)} of its declared windows '
+                f'did not come, the first is {pending[0]} ({len(incomplete)} such images); add '
+                'them, or finalize the image before closing to have it with gaps')
+
+    def _release(self):
+        self._closed = True
+        try:
+            self._finisher.close()
+        finally:
+            self._table.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        if exc_type is None:
+            self.close()
+            return
+        # Images that are not complete must not look finished; those that were
+        # submitted are.
+        try:
+            self._finisher.wait()
+        finally:
+            self._release()
+
+
+def _take_deprecated(kwargs, asset_dsize, scale):
+    """Return (asset_dsize, scale), also from their names of old."""
+    unknown = set(kwargs) - {'dsize', 'scale'}
+    if unknown:
+        raise TypeError(f'accumulate_image got unknown arguments {sorted(unknown)}')
+    if kwargs:
+        import warnings
+        warnings.warn('dsize and scale are deprecated; use asset_dsize and '
+                      'scale_asset_from_stitchspace', DeprecationWarning, stacklevel=3)
+    return (asset_dsize if kwargs.get('dsize') is None else kwargs['dsize'],
+            scale if kwargs.get('scale') is None else kwargs['scale'])

@@ -1,0 +1,297 @@
+"""
+The manifest: the one place that reads and changes a kwcoco dataset.
+
+Several managers share one dataset, and background writers finish images while
+the caller adds others. So there is exactly one :class:`Manifest` per dataset,
+with one lock. A change is prepared completely before the first key is touched:
+it happens as a whole or not at all.
+"""
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from cocoseg.errors import ChannelCollisionError, ManifestError, UnknownImageError
+from cocoseg.coco.geometry import merge_regions
+from cocoseg.coco.names import compute_stems
+
+_MANIFESTS = weakref.WeakKeyDictionary()
+_MANIFESTS_LOCK = threading.Lock()
+
+# What kwcoco puts into `fpath` when nobody did.
+_PLACEHOLDER_FPATH = './data.kwcoco.json'
+
+
+def get_manifest(dset):
+    """
+    Return the manifest of a dataset; the same object for the same dataset.
+
+    Args:
+        dset (kwcoco.CocoDataset): JSON-backed, with ``fpath`` set.
+
+    Raises:
+        ManifestError: for an SQL view, or a dataset that lives nowhere.
+
+    Example:
+        >>> import kwcoco
+        >>> dset = kwcoco.CocoDataset.demo('vidshapes1')
+        >>> assert get_manifest(dset) is get_manifest(dset)
+    """
+    check_dataset(dset)
+    with _MANIFESTS_LOCK:
+        if dset not in _MANIFESTS:
+            _MANIFESTS[dset] = Manifest(dset)
+        return _MANIFESTS[dset]
+
+
+def check_dataset(dset):
+    """
+    Raise unless results can be registered in ``dset``.
+
+    Raises:
+        ManifestError: for an SQL view, or a dataset that lives nowhere.
+    """
+    index = getattr(dset, 'index', None)
+    if type(dset).__name__ == 'CocoSqlDatabase' or not isinstance(
+            getattr(dset, 'dataset', None), dict) or index is None:
+        raise ManifestError(
+            f'{type(dset).__name__} cannot take results: it must be a JSON-backed '
+            'kwcoco.CocoDataset; load the manifest with kwcoco.CocoDataset(path)')
+    fpath = os.fspath(dset.fpath) if dset.fpath else ''
+    if not fpath or (fpath == _PLACEHOLDER_FPATH and not os.path.exists(fpath)):
+        raise ManifestError(
+            f'the result dataset has fpath={dset.fpath!r}: assets are written beside the '
+            'manifest, so set `result_dataset.fpath` before making a manager')
+
+
+def list_channels(spec):
+    """
+    Return the channel names of a spec as a list.
+
+    Example:
+        >>> list_channels('a|b'), list_channels('hidden.0:3')
+        (['a', 'b'], ['hidden.0', 'hidden.1', 'hidden.2'])
+    """
+    import kwcoco
+    return list(kwcoco.FusedChannelSpec.coerce(spec).as_list())
+
+
+def asset_key(img):
+    """
+    Return the list where an image keeps its assets.
+
+    An image must not hold both: kwcoco reads ``auxiliary`` first and would
+    hide every asset in ``assets``. Null counts as absent.
+
+    Example:
+        >>> asset_key({'assets': [{}], 'auxiliary': None}), asset_key({'auxiliary': [{}]})
+        ('assets', 'auxiliary')
+        >>> asset_key({'file_name': 'rgb.png'})
+        'auxiliary'
+    """
+    if img.get('assets') is not None and not img.get('auxiliary'):
+        return 'assets'
+    return 'auxiliary'
+
+
+class Manifest:
+    """
+    A kwcoco dataset with a lock, and the names and channels promised so far.
+
+    Get one from :func:`get_manifest`; do not make a second for a dataset.
+
+    Thread-safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, dset):
+        # The dictionary of manifests must not keep its own keys alive.
+        self._dset = weakref.ref(dset)
+        self.lock = threading.RLock()
+        self._stems = None
+        self._owners = {}
+        self._claims = {}
+
+    @property
+    def dset(self):
+        """The kwcoco dataset."""
+        return self._dset()
+
+    @property
+    def bundle_dpath(self):
+        """Absolute folder of the manifest file."""
+        return os.path.abspath(os.path.dirname(os.path.abspath(os.fspath(self.dset.fpath))))
+
+    def get_image(self, image_id):
+        """
+        Return the image dictionary.
+
+        Raises:
+            UnknownImageError: if there is no such image.
+        """
+        images = self.dset.index.imgs
+        if image_id not in images:
+            known = list(images)[:5]
+            raise UnknownImageError(f'no image has id {image_id!r}; the manifest has '
+                                    f'{len(images)} images, with ids like {known}')
+        return images[image_id]
+
+    def get_video(self, img):
+        """Return the video dictionary of an image, or None."""
+        video_id = img.get('video_id')
+        return None if video_id is None else self.dset.index.videos.get(video_id)
+
+    # ---- promises ----------------------------------------------------------
+
+    def reserve_file(self, image_id, chan_code, folder, suffix, ext):
+        """
+        Return a file path (absolute) that no other asset of the dataset uses.
+
+        The same image and channels get the same path again.
+        """
+        owner = (image_id, chan_code)
+        with self.lock:
+            images = self.dset.index.imgs
+            if self._stems is None or image_id not in self._stems:
+                self._stems = compute_stems(images)
+                self._owners.update(self._existing_owners())
+            stem = self._stems[image_id]
+            fpath = os.path.join(folder, f'{stem}_{suffix}{ext}')
+            if self._owners.setdefault(fpath.casefold(), owner) != owner:
+                # 'a' + '_b_c' and 'a_b' + '_c' are the same name.
+                fpath = os.path.join(folder, f'{stem}_id{image_id}_{suffix}{ext}')
+                if self._owners.setdefault(fpath.casefold(), owner) != owner:
+                    raise ManifestError(f'{fpath} already belongs to image and channels '
+                                        f'{self._owners[fpath.casefold()]}; use another short_code')
+            return fpath
+
+    def _existing_owners(self):
+        owners = {}
+        for image_id, img in self.dset.index.imgs.items():
+            for asset in _iter_assets(img):
+                if asset.get('file_name'):
+                    fpath = os.path.abspath(os.path.join(self.bundle_dpath, asset['file_name']))
+                    owners.setdefault(fpath.casefold(), (image_id, asset.get('channels')))
+        return owners
+
+    def claim_channels(self, image_id, channels, owner, replace=False):
+        """
+        Promise that ``owner`` will add these channels to an image.
+
+        Raises:
+            ChannelCollisionError: if the image has one of them already, or
+                another owner promised it.
+        """
+        with self.lock:
+            self._find_replaced(self.get_image(image_id), channels, replace)
+            for channel in channels:
+                other = self._claims.get((image_id, channel))
+                if other is not None and other() not in (None, owner):
+                    raise ChannelCollisionError(
+                        f'channel {channel!r} of image {image_id} is being predicted by '
+                        'another manager; give each manager its own channels')
+            for channel in channels:
+                self._claims[image_id, channel] = weakref.ref(owner)
+
+    def release_channels(self, image_id, channels):
+        """Take the promise of :meth:`claim_channels` back."""
+        with self.lock:
+            for channel in channels:
+                self._claims.pop((image_id, channel), None)
+
+    def _find_replaced(self, img, channels, replace):
+        """Return the assets that hold these channels; raise if they may not go."""
+        wanted, found = set(channels), []
+        for asset in _iter_assets(img):
+            present = set(list_channels(asset['channels'])) if asset.get('channels') else set()
+            if not present & wanted:
+                continue
+            if not replace or asset is img or not present <= wanted:
+                raise ChannelCollisionError(
+                    f'image {img["id"]} already has {sorted(present & wanted)} in '
+                    f'{asset.get("file_name")!r}; predict other channels, or pass '
+                    "on_collision='replace' where the whole asset may go")
+            found.append(asset)
+        return found
+
+    def has_asset(self, record):
+        """Return True if the asset of a record is registered already."""
+        with self.lock:
+            img, asset = self.get_image(record['image_id']), record['asset']
+            return any(old.get('file_name') == asset['file_name']
+                       and old.get('channels') == asset['channels'] for old in _iter_assets(img))
+
+    # ---- changes -----------------------------------------------------------
+
+    def commit(self, record, replace=False):
+        """
+        Register one finished asset and what belongs to it.
+
+        Args:
+            record (dict): ``image_id``, and optionally ``asset``, ``region``,
+                ``has_predictions``, ``annotations`` (with category names).
+            replace (bool): drop an existing asset with these channels.
+
+        Raises:
+            ChannelCollisionError: if the channels are taken.
+            UnknownImageError: if the image is gone.
+        """
+        with self.lock:
+            img = self.get_image(record['image_id'])
+            changes = self._prepare(img, record, replace)
+            for annotation in record.get('annotations', ()):
+                self._add_annotation(img['id'], annotation)
+            img.update(changes)
+            self.dset._invalidate_hashid()
+            asset = record.get('asset')
+            if asset is not None:
+                self.release_channels(img['id'], list_channels(asset['channels']))
+
+    def _prepare(self, img, record, replace):
+        changes = {}
+        asset = record.get('asset')
+        if asset is not None:
+            replaced = self._find_replaced(img, list_channels(asset['channels']), replace)
+            key = asset_key(img)
+            keep = [old for old in (img.get(key) or [])
+                    if not any(old is gone for gone in replaced)]
+            changes[key] = [*keep, dict(asset)]
+            for other in {'assets', 'auxiliary'} - {key}:
+                if img.get(other) and replaced:
+                    changes[other] = [old for old in img[other]
+                                      if not any(old is gone for gone in replaced)]
+        if record.get('region') is not None:
+            changes['prediction_region'] = merge_regions(img.get('prediction_region'),
+                                                         record['region'])
+        if record.get('has_predictions'):
+            changes['has_predictions'] = {**(img.get('has_predictions') or {}),
+                                          **record['has_predictions']}
+        return changes
+
+    def _add_annotation(self, image_id, annotation):
+        annotation = dict(annotation)
+        category_id = self.dset.ensure_category(annotation.pop('category'))
+        self.dset.add_annotation(image_id=image_id, category_id=category_id, **annotation)
+
+    def dump(self, fpath=None):
+        """
+        Write the manifest so that a reader sees the old file or the new one.
+
+        Args:
+            fpath (PathLike | None): where; default the dataset's ``fpath``.
+        """
+        from cocoseg.io.commit import atomic_write
+        with self.lock:
+            fpath = os.path.abspath(os.fspath(self.dset.fpath if fpath is None else fpath))
+            os.makedirs(os.path.dirname(fpath), exist_ok=True)
+            with atomic_write(fpath) as temporary:
+                self.dset.dump(os.fspath(temporary), newlines=True, temp_file=False,
+                               compress=fpath.endswith('.zip'))
+
+
+def _iter_assets(img):
+    """Yield the image itself if it is a file, then the assets of both lists."""
+    if img.get('file_name'):
+        yield img
+    yield from img.get('assets') or ()
+    yield from img.get('auxiliary') or ()

@@ -1,0 +1,236 @@
+"""
+The predict loop: a kwcoco dataset and a predictor in, a stitched dataset out.
+"""
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+
+from cocoseg.coco.geometry import stitchspace_dsize
+from cocoseg.coco.manager import CocoStitchingManager
+from cocoseg.coco.manifest import check_dataset, list_channels
+from cocoseg.errors import OptionError, WindowShapeError
+from cocoseg.grid.windows import WindowGrid, as_pair
+
+logger = logging.getLogger(__name__)
+
+
+def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
+                    out_channels=None, space='video', batch_size=1, fit='balanced',
+                    image_ids=None, short_code='pred', progress=None, **manager_options):
+    """
+    Run a predictor over the images of a dataset and stitch what it gives.
+
+    Args:
+        src (kwcoco.CocoDataset | PathLike): the input; not modified.
+        dst (PathLike): manifest to write. Its folder becomes the bundle.
+        predictor (Predictor): (h, w, B) float32, NaN where no data -> (h, w, K).
+            Pixels without any data in get none out.
+        window (int | tuple[int, int]): (h, w) of a window, px of ``space``.
+        overlap (float | int | tuple): a float in [0, 1) is a fraction of the
+            window; an int or (y, x) is pixels.
+        channels (str | None): input bands, such as 'red|green|nir'; None is
+            all the channels of the first image.
+        out_channels (str | None): names of the K outputs. None: the
+            predictor's ``channels``, else ``{short_code}.0:K``.
+        space (str): 'video' or 'image'.
+        batch_size (int): windows per call; above 1 the predictor needs
+            ``predict_batch``, (N, h, w, B) -> (N, h, w, K).
+        fit (str): placement of windows, 'balanced' or 'flush'.
+        image_ids (Iterable[int] | None): images to run on; None is all.
+        short_code (str): folder for the new assets.
+        progress (Callable | None): wraps an iterable, called with ``total``
+            and ``desc``; for example ``ubelt.ProgIter``.
+        **manager_options: for :class:`CocoStitchingManager`, such as
+            ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``.
+
+    Returns:
+        kwcoco.CocoDataset: the result, as saved at ``dst``.
+
+    Raises:
+        OptionError: for an option that cannot be used, or missing channels.
+        WindowShapeError: if the predictor returns another height or width.
+        AssetWriteError: if an asset cannot be written.
+
+    Example:
+        >>> import kwcoco, ubelt as ub
+        >>> from cocoseg import predict_dataset
+        >>> src = kwcoco.CocoDataset.demo('vidshapes1-frames2', image_size=(64, 64))
+        >>> dst = ub.Path.appdir('cocoseg/doctest/predict').delete() / 'out.kwcoco.json'
+        >>> def is_bright(image):
+        ...     return (image.mean(axis=2, keepdims=True) > 127).astype('f4')
+        >>> dset = predict_dataset(src, dst, is_bright, window=32, channels='r|g|b',
+        ...                        out_channels='bright', expected_minmax=(0, 1))
+        >>> dset.coco_image(1).imdelay('bright').finalize().shape
+        (64, 64, 1)
+    """
+    import kwcoco
+    src = src if isinstance(src, kwcoco.CocoDataset) else kwcoco.CocoDataset(os.fspath(src))
+    result = _make_result(src, dst)
+    image_ids = list(result.images() if image_ids is None else image_ids)
+    if not image_ids:
+        raise OptionError('there are no images to predict on')
+    read = _WindowReader(result, channels, space, image_ids[0])
+    window = as_pair(window, 'window')
+    run = _BatchRunner(predictor, batch_size)
+    grids = {image_id: WindowGrid(read.get_shape(image_id), window,
+                                  _overlap_pixels(overlap, window), fit)
+             for image_id in image_ids}
+    if out_channels is None:
+        out_channels = _infer_channels(run, read, image_ids[0], grids, short_code)
+    with CocoStitchingManager(result, short_code, out_channels, space,
+                              **manager_options) as manager:
+        todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
+        steps = _iter_predictions(manager, run, read, todo, grids, batch_size)
+        if progress is not None:
+            steps = progress(steps, total=sum(-(-len(grids[i]) // batch_size) for i in todo),
+                             desc='predict')
+        for image_id, windows, predictions in steps:
+            for place, prediction in zip(windows, predictions):
+                manager.accumulate_image(image_id, place, prediction)
+            for ready in manager.ready_image_ids():
+                manager.submit_finalize_image(ready)
+        manager.dump()
+    return result
+
+
+def _make_result(src, dst):
+    """Return a copy of the dataset that lives at ``dst``."""
+    check_dataset(src)
+    dst = os.path.abspath(os.fspath(dst))
+    if os.path.realpath(dst) == os.path.realpath(os.fspath(src.fpath)):
+        raise OptionError(f'dst={dst} is the input manifest; write the result beside it, '
+                          'under another name')
+    result = src.copy()
+    if os.path.dirname(dst) != os.path.abspath(os.fspath(src.bundle_dpath)):
+        result.reroot(absolute=True)
+    result.fpath = dst
+    return result
+
+
+def _overlap_pixels(overlap, window):
+    """
+    Return the overlap in pixels per axis.
+
+    Example:
+        >>> _overlap_pixels(0.25, (64, 100)), _overlap_pixels(8, (64, 100))
+        ((16, 25), (8, 8))
+    """
+    if isinstance(overlap, float):
+        if not 0 <= overlap < 1:
+            raise OptionError(f'overlap={overlap} as a fraction must be in [0, 1); give pixels '
+                              'as an int')
+        return tuple(min(round(overlap * size), size - 1) for size in window)
+    return as_pair(overlap, 'overlap')
+
+
+def _infer_channels(run, read, image_id, grids, short_code):
+    channels = getattr(run.predictor, 'channels', None)
+    if isinstance(channels, str):
+        return channels
+    place = next(iter(grids[image_id]))
+    probe = run([read(image_id, place)], [place])[0]
+    return f'{short_code}.0:{probe.shape[2]}'
+
+
+def _iter_predictions(manager, run, read, image_ids, grids, batch_size):
+    """Yield (image id, windows, predictions) batch by batch."""
+    for image_id in image_ids:
+        grid = grids[image_id]
+        height, width = grid.shape
+        manager.expect_windows(image_id, grid, asset_dsize=(width, height))
+        windows = list(grid)
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start:start + batch_size]
+            images = [read(image_id, place) for place in batch]
+            yield image_id, batch, run(images, batch)
+
+
+class _WindowReader:
+    """Read the input of one window, aligned in stitching space."""
+
+    def __init__(self, dset, channels, space, first_id):
+        self._dset, self._space = dset, space
+        if channels is None:
+            channels = '|'.join(dset.coco_image(first_id).channels.fuse().as_list())
+        self.channels = channels
+        self._names = set(list_channels(channels))
+        self._open = (None, None)
+
+    def get_shape(self, image_id):
+        """Return (H, W) of an image in stitching space."""
+        img = self._dset.index.imgs.get(image_id)
+        if img is None:
+            raise OptionError(f'image_ids has {image_id}, which the dataset has not')
+        video = self._dset.index.videos.get(img.get('video_id'))
+        return stitchspace_dsize(img, video, self._space)[::-1]
+
+    def _get_delayed(self, image_id):
+        if self._open[0] != image_id:
+            coco_img = self._dset.coco_image(image_id)
+            present = set(coco_img.channels.fuse().as_list())
+            if not self._names <= present:
+                raise OptionError(
+                    f'image {image_id} has no channels {sorted(self._names - present)}, only '
+                    f'{sorted(present)}; choose other channels, or leave it out of image_ids')
+            space = self._space if coco_img.img.get('video_id') is not None else 'image'
+            delayed = coco_img.imdelay(self.channels, space=space, nodata_method='float')
+            self._open = (image_id, delayed)
+        return self._open[1]
+
+    def __call__(self, image_id, window):
+        """Return float32 (h, w, B), NaN outside the image and where no data is."""
+        delayed = self._get_delayed(image_id)
+        inside = window.clip(self.get_shape(image_id))
+        data = np.asarray(delayed.crop(inside.slices).finalize(), np.float32)
+        if inside == window:
+            return data
+        out = np.full((*window.shape, data.shape[2]), np.nan, np.float32)
+        out[inside.within(window).slices] = data
+        return out
+
+
+class _BatchRunner:
+    """Call the predictor, and check and mask what it returns."""
+
+    def __init__(self, predictor, batch_size):
+        if not callable(predictor):
+            raise OptionError(f'predictor={predictor!r} cannot be called')
+        if batch_size < 1:
+            raise OptionError(f'batch_size={batch_size} must be at least 1')
+        if batch_size > 1 and not hasattr(predictor, 'predict_batch'):
+            raise OptionError(f'batch_size={batch_size} needs a predictor with predict_batch; '
+                              f'{predictor!r} has none, use batch_size=1')
+        self.predictor, self._batched = predictor, batch_size > 1
+
+    def __call__(self, images, windows):
+        """Return one (h, w, K) prediction per window."""
+        for image in images:
+            image.flags.writeable = False
+        if self._batched:
+            found = list(self.predictor.predict_batch(np.stack(images)))
+        else:
+            found = [self.predictor(image) for image in images]
+        if len(found) != len(images):
+            raise WindowShapeError(f'the predictor returned {len(found)} predictions for a '
+                                   f'batch of {len(images)} windows')
+        return [self._mask(image, prediction, window)
+                for image, prediction, window in zip(images, found, windows)]
+
+    @staticmethod
+    def _mask(image, prediction, window):
+        if hasattr(prediction, 'detach'):
+            prediction = prediction.detach().cpu().numpy()
+        prediction = np.asarray(prediction)
+        if prediction.ndim == 2:
+            prediction = prediction[..., None]
+        if prediction.ndim != 3 or prediction.shape[:2] != window.shape:
+            raise WindowShapeError(
+                f'the predictor returned shape {prediction.shape} for {window}, which needs '
+                f'{(*window.shape, "K")}; a predictor keeps height and width')
+        empty = np.isnan(image).all(axis=2)
+        if empty.any():
+            prediction = np.where(empty[..., None], np.nan, prediction)
+        return prediction

@@ -1,0 +1,129 @@
+"""
+Predictors from outside: named functions, and scikit-learn estimators in files.
+
+A predictor is any callable (h, w, B) -> (h, w, K); see
+:class:`cocoseg.protocols.Predictor`.
+"""
+from __future__ import annotations
+
+import importlib
+import os
+
+import numpy as np
+
+from cocoseg.errors import OptionError
+
+
+def load_predictor(spec):
+    """
+    Return the predictor that a string names.
+
+    Args:
+        spec (str): ``package.module:name`` of a function, a predictor object,
+            or a class that is made without arguments; or the path of a
+            scikit-learn estimator saved with ``skops.io.dump`` (``*.skops``).
+            Pickles are refused: loading one runs whatever it contains.
+
+    Returns:
+        Predictor: a callable.
+
+    Raises:
+        OptionError: if there is no such thing, it is not callable, or the
+            file holds types that skops does not trust.
+
+    Example:
+        >>> predictor = load_predictor('numpy:sqrt')
+        >>> float(predictor(np.full((1, 1, 1), 4.0)).item())
+        2.0
+    """
+    if spec.endswith('.skops'):
+        return EstimatorPredictor(_load_skops(spec))
+    module_name, _, name = spec.partition(':')
+    if not name:
+        raise OptionError(f'predictor={spec!r} must be "package.module:function" or a path '
+                          'ending in .skops')
+    try:
+        predictor = importlib.import_module(module_name)
+        for part in name.split('.'):
+            predictor = getattr(predictor, part)
+    except (ImportError, AttributeError) as ex:
+        raise OptionError(f'predictor={spec!r} cannot be imported: {ex}; is its folder on '
+                          'PYTHONPATH?') from ex
+    if isinstance(predictor, type):
+        predictor = predictor()
+    if not callable(predictor):
+        raise OptionError(f'predictor={spec!r} is {predictor!r}, which cannot be called')
+    return predictor
+
+
+def _load_skops(fpath):
+    import skops.io
+    if not os.path.isfile(fpath):
+        raise OptionError(f'{fpath!r} is no file; save an estimator with skops.io.dump')
+    untrusted = skops.io.get_untrusted_types(file=fpath)
+    if untrusted:
+        raise OptionError(
+            f'{fpath} holds types that are not safe to load: {sorted(untrusted)}; if you trust '
+            'the file, load it yourself and pass an EstimatorPredictor to predict_dataset')
+    return skops.io.load(fpath, trusted=[])
+
+
+class EstimatorPredictor:
+    """
+    A scikit-learn estimator that predicts each pixel from its bands.
+
+    Args:
+        estimator: fitted, with ``predict_proba`` (one channel per class) or a
+            regressor's ``predict`` (one channel per output).
+
+    Attributes:
+        channels (str | None): the classes, where they make channel names.
+
+    Raises:
+        OptionError: for anything else, such as a classifier without
+            probabilities.
+
+    Example:
+        >>> class Half:
+        ...     classes_ = ['dry', 'wet']
+        ...     def predict_proba(self, X):
+        ...         return np.stack([1 - X[:, 0], X[:, 0]], axis=1)
+        >>> predictor = EstimatorPredictor(Half())
+        >>> image = np.array([[[0.25], [np.nan]]], dtype='f4')
+        >>> predictor.channels, predictor(image).tolist()
+        ('dry|wet', [[[0.75, 0.25], [nan, nan]]])
+    """
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+        self.channels = None
+        classes = getattr(estimator, 'classes_', None)
+        if hasattr(estimator, 'predict_proba'):
+            self._predict = estimator.predict_proba
+            names = [str(name) for name in classes] if classes is not None else []
+            if names and all(name.isidentifier() for name in names):
+                self.channels = '|'.join(names)
+        elif hasattr(estimator, 'predict') and classes is None:
+            self._predict = estimator.predict
+        else:
+            raise OptionError(f'{estimator!r} has no predict_proba; use an estimator that gives '
+                              'probabilities, or a regressor')
+
+    def __call__(self, image):
+        """Predict one window; see :class:`cocoseg.protocols.Predictor`."""
+        return self.predict_batch(image[None])[0]
+
+    def predict_batch(self, images):
+        """Predict several windows, (N, h, w, B) -> (N, h, w, K), in one call."""
+        pixels = images.reshape(-1, images.shape[-1])
+        valid = np.isfinite(pixels).all(axis=1)
+        if not valid.any():
+            # The number of outputs is only known to the estimator.
+            found = self._predict(np.zeros((1, pixels.shape[1]), pixels.dtype))
+            n_outputs = 1 if found.ndim == 1 else found.shape[1]
+            return np.full((*images.shape[:-1], n_outputs), np.nan, np.float32)
+        found = self._predict(pixels[valid])
+        found = found[:, None] if found.ndim == 1 else found
+        out = np.full((len(pixels), found.shape[1]), np.nan, np.float32)
+        out[valid] = found
+        return out.reshape(*images.shape[:-1], found.shape[1])
