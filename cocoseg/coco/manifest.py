@@ -73,8 +73,8 @@ def list_channels(spec):
         >>> list_channels('a|b'), list_channels('hidden.0:3')
         (['a', 'b'], ['hidden.0', 'hidden.1', 'hidden.2'])
     """
-    import kwcoco
-    return list(kwcoco.FusedChannelSpec.coerce(spec).as_list())
+    from delayed_image import FusedChannelSpec
+    return list(FusedChannelSpec.coerce(spec).as_list())
 
 
 def asset_key(img):
