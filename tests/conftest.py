@@ -1,0 +1,21 @@
+"""Settings and fixtures that all tests share."""
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same run gives the same answer: no deadline (the first call of a kernel
+# compiles it) and no random seed. HYPOTHESIS_PROFILE=search looks for new
+# counterexamples.
+settings.register_profile('cocoseg', deadline=None, derandomize=True, print_blob=True,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile('search', settings.get_profile('cocoseg'),
+                          derandomize=False, max_examples=1000)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'cocoseg'))
+
+
+@pytest.fixture(scope='session')
+def repo_root():
+    """Path of the checkout."""
+    return Path(__file__).resolve().parents[1]
