@@ -1,0 +1,44 @@
+"""
+The program ``cocoseg``: hands over to one of its subcommands.
+"""
+from __future__ import annotations
+
+import sys
+
+
+def main(argv=None):
+    """
+    Run the command line.
+
+    Args:
+        argv (list[str] | None): arguments; None is those of the process.
+
+    Returns:
+        int: exit code, 0 if all went well.
+
+    Example:
+        >>> from cocoseg.cli.main import main
+        >>> main(['--version'])
+        0.1.0
+        0
+    """
+    import kwconf
+
+    from cocoseg import __version__
+    from cocoseg.cli.demo import DemoConfig
+    from cocoseg.cli.predict import PredictConfig
+
+    class CocosegModal(kwconf.ModalCLI):
+        """Stitch window-by-window predictions into Cloud-Optimized GeoTIFFs."""
+
+        __prog__ = 'cocoseg'
+        demo = DemoConfig
+        predict = PredictConfig
+
+    CocosegModal.__version__ = __version__
+    code = CocosegModal().run(argv=argv)
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
