@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""
+Soft stitching to a finished file, against the steps of the reference.
+
+One 4096 x 4096 x 5 float32 image from 961 windows of 256 px with 50 % overlap
+and edge down-weighting. The contestants:
+
+* cocoseg: ``CocoStitchingManager``, defaults, to a verified COG with overviews.
+* reference: what ``geowatch``'s stitcher does with the same input:
+  ``kwarray.Stitcher`` with per-pixel weights, quantization in numpy, and
+  ``kwimage.imwrite`` as it calls it (DEFLATE, tiles of 128, no overviews).
+
+Usage: python dev/bench/bench_soft_stitch.py [--rounds 5] [--size 4096]
+"""
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+
+WINDOW, OVERLAP, BANDS = 256, 128, 5
+PACKAGES = ['cocoseg', 'numpy', 'numba', 'kwarray', 'kwimage', 'kwcoco', 'gdal']
+GOALS = {'accumulate_s': 4.0, 'whole_s': 4.0}
+
+
+def make_patches():
+    """Return 8 softmax-like patches with some noise, float32 (256, 256, 5)."""
+    rng = np.random.default_rng(0)
+    patches = []
+    for index in range(8):
+        y, x = np.mgrid[0:WINDOW, 0:WINDOW] / WINDOW
+        logits = np.stack([np.sin(3 * (y * band + x) + index) for band in range(BANDS)], axis=2)
+        logits = np.exp(2 * logits + 0.05 * rng.standard_normal(logits.shape))
+        patches.append((logits / logits.sum(axis=2, keepdims=True)).astype(np.float32))
+    return patches
+
+
+def iter_input(size):
+    """Yield (window, patch) in row-major order."""
+    from cocoseg import WindowGrid
+    patches = make_patches()
+    for index, window in enumerate(WindowGrid((size, size), WINDOW, OVERLAP)):
+        yield window, patches[index % len(patches)]
+
+
+def make_dataset(folder, size):
+    """Return a dataset of one image without files, in a folder."""
+    import kwcoco
+    dset = kwcoco.CocoDataset()
+    dset.fpath = str(Path(folder) / 'data.kwcoco.json')
+    dset.add_image(name='image', width=size, height=size, assets=[], file_name=None)
+    return dset
+
+
+def run_cocoseg(size, folder):
+    """Measure our manager."""
+    from cocoseg import CocoStitchingManager
+    stream = list(iter_input(size))
+    dset = make_dataset(folder, size)
+    manager = CocoStitchingManager(dset, 'pred', '|'.join('abcde'), 'image',
+                                   expected_minmax=(0, 1))
+    start = time.perf_counter()
+    for window, patch in stream:
+        manager.accumulate_image(1, window.slices, patch, downweight_edges=True)
+    accumulated = time.perf_counter()
+    info = manager.finalize_image(1)
+    done = time.perf_counter()
+    fpath = Path(folder) / info['file_name']
+    return {'accumulate_s': accumulated - start, 'finalize_s': done - accumulated,
+            'whole_s': done - start, 'file_mb': fpath.stat().st_size / 1e6}
+
+
+def run_reference(size, folder):
+    """Measure the steps of the reference, with the libraries that it uses."""
+    import kwarray
+    import kwimage
+
+    from cocoseg import edge_weights
+    stream = list(iter_input(size))
+    center = edge_weights((WINDOW, WINDOW))
+    stitcher = kwarray.Stitcher((size, size, BANDS), device='numpy', dtype='float32')
+    start = time.perf_counter()
+    for window, patch in stream:
+        weights = center[..., None]
+        invalid = np.isnan(patch)
+        if np.any(invalid):
+            weights = weights * (1 - invalid.any(axis=2, keepdims=True))
+            patch = np.where(invalid, 0, patch)
+        stitcher.add(window.slices, patch, weight=weights)
+    accumulated = time.perf_counter()
+    final = stitcher.finalize()
+    kwimage.Mask((stitcher.weights.any(axis=2)).astype('uint8'), 'c_mask').to_multi_polygon()
+    np.nansum(final)
+    # float [0, 1] -> int16 [0, 32767], truncating, nodata -9999.
+    nodata = np.isnan(final)
+    codes = ((final.clip(0, 1) - 0) * 32767).astype(np.int16)
+    codes[nodata] = -9999
+    fpath = Path(folder) / 'reference.tif'
+    kwimage.imwrite(str(fpath), codes, space=None, backend='gdal', compress='DEFLATE',
+                    blocksize=128)
+    done = time.perf_counter()
+    return {'accumulate_s': accumulated - start, 'finalize_s': done - accumulated,
+            'whole_s': done - start, 'file_mb': fpath.stat().st_size / 1e6}
+
+
+CONTESTANTS = {'cocoseg': run_cocoseg, 'reference': run_reference}
+
+
+def measure(name, size):
+    """Run one contestant in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return CONTESTANTS[name](size, folder)
+
+
+def measure_memory(name, size):
+    """Return the peak memory that the big image adds to that of a small one, MB."""
+    measure(name, WINDOW)
+    base = harness.peak_rss_mb()
+    measure(name, size)
+    return {'added_rss_mb': harness.peak_rss_mb() - base}
+
+
+def main():
+    """Measure, print the table, and store the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--worker', choices=CONTESTANTS)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--size', type=int, default=4096)
+    args = parser.parse_args()
+    if args.worker:
+        harness.report_worker(measure_memory(args.worker, args.size))
+        return
+    medians, values = harness.run_rounds(
+        {name: functools.partial(measure, name, args.size) for name in CONTESTANTS}, args.rounds)
+    for name in CONTESTANTS:
+        medians[name].update(harness.run_worker(__file__, name, ['--size', args.size]))
+    ours, theirs = medians['cocoseg'], medians['reference']
+    ratios = {key: theirs[key] / ours[key] for key in ours}
+    rows = [(key, ours[key], theirs[key], f'{ratios[key]:.2f}x',
+             f'>= {GOALS[key]:g}x' if key in GOALS else '') for key in ours]
+    harness.print_table(f'{args.size}x{args.size}x{BANDS}, medians of {args.rounds}',
+                        ['what', 'cocoseg', 'reference', 'ratio', 'goal'], rows)
+    versions = harness.get_versions(PACKAGES)
+    fpath = harness.save_result('bench_soft_stitch', {
+        'size': args.size, 'rounds': args.rounds, 'medians': medians, 'ratios': ratios,
+        'goals': GOALS, 'values': values, 'machine': harness.get_machine(),
+        'versions': versions})
+    print(f'stored {fpath.name}; versions {versions}')
+
+
+if __name__ == '__main__':
+    main()
