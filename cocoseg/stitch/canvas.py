@@ -111,6 +111,7 @@ class Canvas:
         else:
             self._sums = np.zeros((height, width * n_bands), self.dtype)
             self.weights = np.zeros((height, width), self.dtype)
+        self._last_weights = self._last_expanded = None
 
     @property
     def sums(self):
@@ -143,7 +144,20 @@ class Canvas:
             rows, columns = (np.ascontiguousarray(part, self.dtype) for part in weights)
             return kernels._kernel_add(self._sums, self.weights, y0, x0, flat, rows, columns)
         dense = np.ascontiguousarray(weights, self.dtype)
-        return kernels._kernel_add_dense(self._sums, self.weights, y0, x0, flat, dense)
+        return kernels._kernel_add_dense(self._sums, self.weights, y0, x0, flat, dense,
+                                         self._expand(dense, n_bands))
+
+    def _expand(self, weights, n_bands):
+        """Return weights repeated per band; kept while the same shared array comes."""
+        from cocoseg.stitch import kernels
+        if weights is self._last_weights:
+            return self._last_expanded
+        expanded = np.empty((weights.shape[0], weights.shape[1] * n_bands), self.dtype)
+        kernels._kernel_expand(weights, n_bands, expanded)
+        if not weights.flags.writeable:
+            # Nobody can change it meanwhile; the edge weights come for every window.
+            self._last_weights, self._last_expanded = weights, expanded
+        return expanded
 
     def read(self, window):
         """Return (sums (h, w, C), weights (h, w)) of a window; views where possible."""

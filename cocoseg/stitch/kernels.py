@@ -13,8 +13,9 @@ the GIL and allocates at most one row.
 import numpy as np
 from numba import njit
 
-# No 'nnan' / 'ninf': the v - v validity test must survive optimisation.
-_FAST = {'contract', 'reassoc', 'nsz'}
+# The validity test `check += v - v` must survive optimisation: no 'nnan' or
+# 'ninf', and no 'nsz', which together with 'reassoc' lets v - v cancel.
+_FAST = {'contract', 'reassoc'}
 _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
 
 
@@ -54,27 +55,37 @@ def _kernel_add(sums, weights, y0, x0, data, row_weights, column_weights):
     return height * width - invalid, invalid
 
 
+@njit(**_COMMON)
+def _kernel_expand(weights, n_bands, out):
+    """Repeat each weight of (h, w) for every band, to out (h, w*C)."""
+    for y in range(weights.shape[0]):
+        for x in range(weights.shape[1]):
+            for band in range(n_bands):
+                out[y, x * n_bands + band] = weights[y, x]
+
+
 @njit(fastmath=_FAST, **_COMMON)
-def _kernel_add_dense(sums, weights, y0, x0, data, window_weights):
-    """As :func:`_kernel_add`, with one weight per pixel, (h, w)."""
+def _kernel_add_dense(sums, weights, y0, x0, data, window_weights, expanded):
+    """
+    As :func:`_kernel_add`, with one weight per pixel.
+
+    window_weights (h, w), expanded (h, w*C): the same, from :func:`_kernel_expand`.
+    """
     height, width = window_weights.shape
     n_bands = data.shape[1] // width
-    expanded = np.empty(width * n_bands, sums.dtype)
     invalid = 0
     for y in range(height):
         sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
         weight_row = weights[y0 + y, x0:x0 + width]
         data_row = data[y]
         factors = window_weights[y]
+        expanded_row = expanded[y]
         check = sums.dtype.type(0)
         for k in range(data_row.shape[0]):
             check += data_row[k] - data_row[k]
         if check == 0:
-            for x in range(width):
-                for band in range(n_bands):
-                    expanded[x * n_bands + band] = factors[x]
             for k in range(data_row.shape[0]):
-                sum_row[k] += data_row[k] * expanded[k]
+                sum_row[k] += data_row[k] * expanded_row[k]
             for x in range(width):
                 weight_row[x] += factors[x]
         else:

@@ -229,16 +229,16 @@ class SoftStitcher:
         data = self._check_data(data, full)
         inside = self._coverage.clip(full)
         weights = self._choose_weights(full, weights)
-        crop = inside.within(full).slices
-        if isinstance(weights, tuple):
-            weights = (weights[0][crop[0]], weights[1][crop[1]])
-        else:
-            weights = weights[crop]
+        if inside != full:
+            crop = inside.within(full).slices
+            data = data[crop]
+            weights = ((weights[0][crop[0]], weights[1][crop[1]])
+                       if isinstance(weights, tuple) else weights[crop])
         with self._lock:
             self._check_open(inside)
             self._coverage.check_expected(inside)
             canvas = self._ensure_canvas(data.shape[2])
-            added, invalid = canvas.add(inside.y0, inside.x0, data[crop], weights)
+            added, invalid = canvas.add(inside.y0, inside.x0, data, weights)
             self.n_invalid += invalid
             final = self._coverage.receive(inside)
         self._send(final)
