@@ -137,13 +137,16 @@ def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
     Quantize a flat float array; return the number of clipped entries.
 
     ``rint((v - low) * scale) + quant_min`` with v clipped to [low, high], in
-    float64, and ``nodata`` where v is not finite.
+    float64, and ``nodata`` where v is not finite. An entry counts as clipped
+    if that moves it by more than half a step, the error of any other entry: a
+    mean of ones may be 1 + 1e-7.
     """
     clipped = 0
+    margin = 0.5 / scale if scale > 0 else 0.0
     for k in range(values.shape[0]):
         value = np.float64(values[k])
         if np.isfinite(value):
-            clipped += (value < low) | (value > high)
+            clipped += (value < low - margin) | (value > high + margin)
             value = min(max(value, low), high)
             out[k] = np.int64(np.rint((value - low) * scale)) + quant_min
         else:
@@ -155,6 +158,7 @@ def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
 def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata, out):
     """Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`, same result."""
     clipped = 0
+    margin = 0.5 / scale if scale > 0 else 0.0
     total = 0.0
     for y in range(sums.shape[0]):
         for x in range(sums.shape[1]):
@@ -167,7 +171,7 @@ def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata,
                 # The mean is rounded to the canvas dtype first, as when it is returned.
                 value = np.float64(sums[y, x, band] / weight)
                 total += value
-                clipped += (value < low) | (value > high)
+                clipped += (value < low - margin) | (value > high + margin)
                 value = min(max(value, low), high)
                 out[y, x, band] = np.int64(np.rint((value - low) * scale)) + quant_min
     return clipped, total

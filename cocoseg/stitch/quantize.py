@@ -124,7 +124,7 @@ class Quantization:
 
         Returns:
             tuple[ndarray, int]: codes of the same shape, and how many values
-            lay outside the range and were clipped.
+            were clipped by more than half a step.
         """
         from cocoseg.stitch import kernels
         values = np.asarray(values)
