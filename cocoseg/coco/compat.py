@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cocoseg.errors import CoverageError
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, as_int
 from cocoseg.stitch.blend import edge_weights
 from cocoseg.stitch.soft import SoftStitcher, as_numpy, check_weights
 
@@ -26,12 +25,8 @@ def fix_slice(sl):
     if isinstance(sl, (tuple, list)):
         return tuple(fix_slice(part) for part in sl)
 
-    def as_int(value):
-        if value is None or value == int(value):
-            return value if value is None else int(value)
-        raise CoverageError(f'slice edge {value!r} is not a whole number of pixels; round it '
-                            'to the pixel grid of the asset first')
-    return slice(as_int(sl.start), as_int(sl.stop), as_int(sl.step))
+    return slice(*(None if edge is None else as_int(edge, 'edge')
+                   for edge in (sl.start, sl.stop, sl.step)))
 
 
 def weigh_window(window, weights, downweight_edges):

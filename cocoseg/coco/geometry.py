@@ -123,7 +123,8 @@ def compute_region(windows, warp_img_from_asset, img):
     if img.get('width') and img.get('height'):
         # Corners that differ from the border by rounding only.
         region = region.intersection(shapely.box(0, 0, img['width'], img['height']))
-    return region
+    # Drops the corners of windows that lie on a straight edge of the union.
+    return region.simplify(0)
 
 
 def region_to_geojson(region):

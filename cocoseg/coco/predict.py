@@ -12,7 +12,8 @@ from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import check_dataset, list_channels
 from cocoseg.errors import OptionError, WindowShapeError
-from cocoseg.grid.windows import WindowGrid, as_pair
+from cocoseg.grid.window import as_pair
+from cocoseg.grid.windows import WindowGrid
 
 logger = logging.getLogger(__name__)
 

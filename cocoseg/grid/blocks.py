@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cocoseg.errors import OptionError
-from cocoseg.grid.window import Window
-from cocoseg.grid.windows import as_pair
+from cocoseg.grid.window import Window, as_pair
 
 
 @dataclass(frozen=True)

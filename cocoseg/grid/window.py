@@ -10,20 +10,55 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 
-from cocoseg.errors import CoverageError
+from cocoseg.errors import CoverageError, OptionError
 
 
-def _as_int(value, name):
-    """Return ``value`` as a Python int; refuse fractions instead of truncating."""
+def as_int(value, name):
+    """
+    Return a pixel coordinate as a Python int, without truncating.
+
+    Raises:
+        CoverageError: if it is no whole number.
+
+    Example:
+        >>> as_int(4.0, 'y0')
+        4
+    """
     try:
         return operator.index(value)
     except TypeError:
-        as_float = float(value)
-        if as_float != round(as_float):
-            raise CoverageError(
-                f'window edge {name}={value!r} is not a whole number of pixels; '
-                'round it to the pixel grid of the asset first') from None
-        return int(as_float)
+        pass
+    try:
+        whole = int(value)
+        is_whole = whole == value
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise CoverageError(f'window edge {name}={value!r} is not a whole number of pixels; '
+                            'round it to the pixel grid of the asset first')
+    return whole
+
+
+def as_pair(value, name):
+    """
+    Return ``value`` (an int or (y, x)) as two ints.
+
+    Raises:
+        OptionError: if a number is no integer (a fraction is not pixels).
+
+    Example:
+        >>> as_pair(3, 'overlap'), as_pair((2, 5), 'overlap')
+        ((3, 3), (2, 5))
+    """
+    try:
+        try:
+            return (operator.index(value),) * 2
+        except TypeError:
+            y, x = value
+            return (operator.index(y), operator.index(x))
+    except (TypeError, ValueError):
+        raise OptionError(
+            f'{name}={value!r} must be whole pixels, an int or (y, x)') from None
 
 
 @dataclass(frozen=True, order=True, repr=False)
@@ -57,7 +92,7 @@ class Window:
 
     def __post_init__(self):
         for name in ('y0', 'x0', 'y1', 'x1'):
-            object.__setattr__(self, name, _as_int(getattr(self, name), name))
+            object.__setattr__(self, name, as_int(getattr(self, name), name))
         if self.y1 < self.y0 or self.x1 < self.x0:
             raise CoverageError(
                 f'{self} ends before it starts; give it as start <= stop')
@@ -162,7 +197,7 @@ class Window:
 
     def pad(self, margin):
         """Return the window grown by ``margin`` pixels on each side; an int or (y, x)."""
-        my, mx = (margin, margin) if isinstance(margin, int) else margin
+        my, mx = as_pair(margin, 'margin')
         return Window(self.y0 - my, self.x0 - mx, self.y1 + my, self.x1 + mx)
 
     def intersect(self, other):

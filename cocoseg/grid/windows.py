@@ -6,35 +6,12 @@ It is a plan, made before any pixel is read.
 """
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 from cocoseg.errors import OptionError
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, as_pair
 
 FITS = ('balanced', 'flush')
-
-
-def as_pair(value, name):
-    """
-    Return ``value`` (an int or (y, x)) as two ints.
-
-    Raises:
-        OptionError: if a number is no integer (a fraction is not pixels).
-
-    Example:
-        >>> as_pair(3, 'overlap'), as_pair((2, 5), 'overlap')
-        ((3, 3), (2, 5))
-    """
-    try:
-        try:
-            return (operator.index(value),) * 2
-        except TypeError:
-            y, x = value
-            return (operator.index(y), operator.index(x))
-    except (TypeError, ValueError):
-        raise OptionError(
-            f'{name}={value!r} must be whole pixels, an int or (y, x)') from None
 
 
 def compute_starts(size, window, overlap, fit='balanced'):

@@ -196,11 +196,6 @@ class TorchCanvas:
         self._weights = torch.zeros(self.shape[:2], dtype=self._torch_dtype, device=self.device)
 
     @property
-    def sums(self):
-        """Weighted sums, numpy (H, W, C), a copy unless the device is the CPU."""
-        return self._sums.cpu().numpy()
-
-    @property
     def weights(self):
         """Weight plane, numpy (H, W), a copy unless the device is the CPU."""
         return self._weights.cpu().numpy()
