@@ -113,7 +113,9 @@ class Quantization:
     @property
     def scale_offset(self):
         """(scale, offset) with value = code * scale + offset, as GDAL stores them."""
-        return self.step, float(self.orig_min) - self.quant_min * self.step
+        # Constant data has the lowest code only, and GDAL readers reject scale 0.
+        step = self.step or 1.0
+        return step, float(self.orig_min) - self.quant_min * step
 
     def encode(self, values):
         """
