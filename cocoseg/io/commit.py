@@ -1,0 +1,224 @@
+"""
+Atomic commit of files: a reader sees the old file or the new one, never a part.
+
+The order is fixed: write under a temporary name in the same folder, flush to
+the disk, verify, rename, flush the folder. Temporaries carry the process that
+made them in their name, so that a later run can sweep those of dead processes
+and leave alone those of living ones. Knows nothing about image formats.
+"""
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Files that GDAL may put beside the one it writes, and forgets when it fails.
+_SIDECARS = ('.ovr', '.msk', '.aux.xml', '.ovr.tmp', '.msk.ovr.tmp')
+_MAX_NAME_BYTES = 255
+_TEMPORARY = re.compile(
+    r'^\..+\.(?P<pid>[0-9]+)\.(?P<place>[0-9a-f]{8})[0-9a-f]{8}\.tmp'
+    r'(?:' + '|'.join(re.escape(suffix) for suffix in _SIDECARS) + r')?$')
+_ONE_WEEK = 7 * 24 * 3600
+
+
+@functools.lru_cache(maxsize=None)
+def _place():
+    """Return 8 hex digits for where our process ids mean something."""
+    try:
+        namespace = os.readlink('/proc/self/ns/pid')
+    except OSError:
+        namespace = ''
+    place = f'{socket.gethostname()}|{namespace}'
+    return hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]
+
+
+def _temporary_path(final):
+    """Return a fresh hidden sibling of ``final`` whose name the disk accepts."""
+    tail = f'.{os.getpid()}.{_place()}{secrets.token_hex(4)}.tmp'
+    room = _MAX_NAME_BYTES - len(tail) - 1 - max(map(len, _SIDECARS))
+    stem = os.fsencode(final.name)[:room].decode('utf-8', 'ignore')
+    return final.with_name(f'.{stem}{tail}')
+
+
+def _fsync_path(path, flags=os.O_RDONLY):
+    """Flush one file or folder to the disk."""
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    except OSError as ex:
+        # The system's own error does not say which file.
+        raise OSError(ex.errno, ex.strerror, str(path)) from ex
+    finally:
+        os.close(fd)
+
+
+def _fsync_folder(folder):
+    """Make a rename durable, where the system can flush a folder."""
+    if os.name == 'nt':
+        return
+    try:
+        _fsync_path(folder)
+    except OSError as ex:
+        # Some network disks cannot, and a folder may be writable but not
+        # readable. A real input/output error passes.
+        if ex.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM):
+            raise
+        logger.debug('cannot flush folder %s: %s', folder, ex)
+
+
+def _unlink_quietly(path):
+    """Remove a file if it is there; a failure is logged, not raised."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as ex:
+        logger.warning('cannot remove %s: %s', path, ex)
+        return False
+    return True
+
+
+def _remove_with_sidecars(path):
+    """Remove a file and what GDAL may have left beside it."""
+    for suffix in ('', *_SIDECARS):
+        _unlink_quietly(f'{path}{suffix}')
+
+
+@contextmanager
+def atomic_write(fpath, *, verify=None):
+    """
+    Write a file that appears complete, durable and checked, or not at all.
+
+    Yields an empty temporary file in the same folder for the block to fill.
+    When the block ends well: flush it to the disk, ``verify`` it, rename it,
+    flush the folder. After any exception the temporary is gone and ``fpath``
+    is as it was. A replaced file takes its GDAL sidecars (``.aux.xml``,
+    ``.ovr``, ``.msk``) with it, as they describe pixels that no longer exist.
+
+    Args:
+        fpath (str | PathLike): final path; its folder must exist.
+        verify (Callable[[Path], object] | None): called with the temporary
+            path after it is on the disk; raises to refuse the file.
+
+    Yields:
+        Path: absolute path of the temporary.
+
+    Raises:
+        OSError: as the system reports it: no folder, no permission, disk full,
+            or ``fpath`` is a folder. Only an error while the folder is
+            flushed comes after the rename.
+
+    Note:
+        Threads and processes may write the same path at a time: each has its
+        own temporary, and the last rename wins.
+
+    Example:
+        >>> from cocoseg.io.commit import atomic_write
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        >>>     with atomic_write(os.path.join(folder, 'a.txt')) as temp:
+        >>>         written = temp.write_text('whole')
+        >>>         assert os.listdir(folder) == [temp.name]
+        >>>     names = os.listdir(folder)
+        >>> names
+        ['a.txt']
+    """
+    final = Path(os.path.abspath(fpath))
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+    temp = _temporary_path(final)
+    # Made here, so that an unusable folder is reported by the system itself.
+    os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        yield temp
+        _fsync_path(temp, os.O_RDWR)
+        if verify is not None:
+            verify(temp)
+        replaced = final.exists()
+        os.replace(temp, final)
+    except BaseException:
+        _remove_with_sidecars(temp)
+        raise
+    _remove_with_sidecars(temp)
+    if replaced:
+        for suffix in ('.ovr', '.msk', '.aux.xml'):
+            _unlink_quietly(f'{final}{suffix}')
+    _fsync_folder(final.parent)
+
+
+def _is_alive(pid):
+    """Return True unless the system says that no process has this id."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_orphan(path, match, foreign_age_s):
+    """Return True if nobody can still be writing this temporary."""
+    if os.name == 'posix' and match['place'] == _place():
+        return not _is_alive(int(match['pid']))
+    # The process is on another machine or in another container, where we
+    # cannot look: only age tells.
+    try:
+        return time.time() - os.stat(path).st_mtime > foreign_age_s
+    except FileNotFoundError:
+        return False
+
+
+def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
+    """
+    Remove the temporaries that killed processes left in one folder.
+
+    Only names that :func:`atomic_write` makes are considered. Those of a
+    living process on this machine stay. Those of another machine or container
+    (a shared disk) go once they are old, because their process cannot be seen
+    from here. May run while others write.
+
+    Args:
+        folder (str | PathLike): folder to sweep, not its subfolders. A
+            missing folder has nothing to sweep.
+        foreign_age_s (float): age in seconds since the last change, from
+            which a temporary of another machine counts as abandoned.
+
+    Returns:
+        list[str]: paths of the removed files, sorted.
+
+    Example:
+        >>> from cocoseg.io.commit import atomic_write, sweep_temporaries
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        >>>     # the process with this (impossible) id is dead
+        >>>     with atomic_write(os.path.join(folder, 'a.txt')) as temp:
+        >>>         pid = f'.{os.getpid()}.'
+        >>>         orphan = str(temp).replace(pid, f'.{2 ** 40}.')
+        >>>         os.close(os.open(orphan, os.O_CREAT))
+        >>>         removed = sweep_temporaries(folder)
+        >>>         assert removed == [orphan] and temp.exists()
+    """
+    removed = []
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return removed
+    for name in names:
+        match = _TEMPORARY.match(name)
+        path = os.path.join(folder, name)
+        if match and _is_orphan(path, match, foreign_age_s) and _unlink_quietly(path):
+            removed.append(path)
+    if removed:
+        logger.info('removed %d abandoned temporary files from %s', len(removed), folder)
+    return removed

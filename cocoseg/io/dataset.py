@@ -1,0 +1,376 @@
+"""
+Describe an array to GDAL: checked options, and an in-memory dataset over it.
+
+:class:`RasterMeta` holds all that a file says about its pixels, checked once
+before anything is written. :func:`memory_dataset` puts a GDAL dataset over the
+caller's array without copying it.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cocoseg.errors import BandCountError, OptionError
+from cocoseg.io.gdal_gate import require_gdal
+from cocoseg.io.overviews import reduce_by_two
+from cocoseg.io.raster import srs_wkt
+
+_GDAL_TYPES = {
+    'uint8': 'GDT_Byte', 'int8': 'GDT_Int8', 'uint16': 'GDT_UInt16',
+    'int16': 'GDT_Int16', 'uint32': 'GDT_UInt32', 'int32': 'GDT_Int32',
+    'float32': 'GDT_Float32', 'float64': 'GDT_Float64'}
+_STRIP_BYTES = 8 * 2 ** 20
+
+
+def gdal_type(dtype):
+    """
+    Return GDAL's code of a numpy dtype that we write.
+
+    Args:
+        dtype (np.dtype): of the pixels.
+
+    Raises:
+        OptionError: if it is not one that a file can hold here.
+
+    Example:
+        >>> from cocoseg.io.dataset import gdal_type
+        >>> import numpy as np
+        >>> gdal_type(np.dtype('int16'))
+        3
+    """
+    gdal = require_gdal()
+    name = np.dtype(dtype).name
+    code = getattr(gdal, _GDAL_TYPES.get(name, ''), None)
+    if code is None:
+        known = [key for key, value in _GDAL_TYPES.items() if hasattr(gdal, value)]
+        raise OptionError(
+            f'pixels of type {name} cannot be written with GDAL {gdal.__version__}; '
+            f'convert them first, to one of {known}')
+    return code
+
+
+def as_pixels(data):
+    """
+    Return pixels as (H, W, C), in a layout that GDAL reads in place.
+
+    A copy is made only for a layout that GDAL cannot address: a foreign byte
+    order or a reversed axis.
+
+    Args:
+        data (array_like): int or float, shape (H, W) or (H, W, C).
+
+    Returns:
+        ndarray: shape (H, W, C), usually a view of ``data``.
+
+    Raises:
+        OptionError: for another number of axes, an empty axis, a masked
+            array, or a type that cannot be written.
+
+    Example:
+        >>> from cocoseg.io.dataset import as_pixels
+        >>> import numpy as np
+        >>> data = np.zeros((4, 5), np.uint8)
+        >>> pixels = as_pixels(data)
+        >>> assert pixels.shape == (4, 5, 1) and np.shares_memory(pixels, data)
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        raise OptionError(
+            'data is a masked array; fill the masked pixels with the nodata value first')
+    pixels = np.asarray(data)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise OptionError(
+            f'data has shape {np.shape(data)}; give (H, W) or (H, W, C), nothing empty')
+    gdal_type(pixels.dtype)
+    addressable = (pixels.dtype.isnative and pixels.flags.aligned
+                   and min(_steps(pixels)) > 0)
+    if not addressable:
+        pixels = np.array(pixels, dtype=pixels.dtype.newbyteorder('='), order='C')
+    return pixels
+
+
+def _steps(pixels):
+    """Return the strides in bytes; an axis of length 1 has none of its own."""
+    return tuple(stride if size > 1 else pixels.itemsize
+                 for stride, size in zip(pixels.strides, pixels.shape))
+
+
+@dataclass(frozen=True)
+class RasterMeta:
+    """
+    What a file says about its pixels, checked.
+
+    Make it with :meth:`coerce`.
+
+    Attributes:
+        nodata (int | float | None): exactly representable in the pixel type.
+        crs_wkt (str | None): coordinate system.
+        geotransform (tuple | None): 6 numbers in GDAL's order.
+        channels (tuple[str, ...] | None): one name per band.
+        scales, offsets (tuple[float, ...] | None): one per band.
+        metadata (tuple[tuple[str, str], ...]): default domain.
+    """
+
+    nodata: int | float | None = None
+    crs_wkt: str | None = None
+    geotransform: tuple[float, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    scales: tuple[float, ...] | None = None
+    offsets: tuple[float, ...] | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def coerce(cls, pixels, *, nodata=None, crs=None, transform=None, channels=None,
+               scale=None, offset=None, metadata=None):
+        """
+        Check the arguments of ``write_cog``, which are described there.
+
+        Args:
+            pixels (ndarray): shape (H, W, C), of :func:`as_pixels`.
+            **kwargs: see :func:`cocoseg.io.cog.write_cog`.
+
+        Returns:
+            RasterMeta: the checked values.
+
+        Raises:
+            OptionError: if a value cannot be stored as given.
+            BandCountError: if a sequence does not have one entry per band.
+
+        Example:
+            >>> from cocoseg.io.dataset import RasterMeta
+            >>> import numpy as np
+            >>> meta = RasterMeta.coerce(np.zeros((4, 5, 2), np.int16), channels='a|b', scale=0.5)
+            >>> meta.channels, meta.scales
+            (('a', 'b'), (0.5, 0.5))
+        """
+        n_bands = pixels.shape[2]
+        return cls(
+            nodata=_coerce_nodata(nodata, pixels.dtype),
+            crs_wkt=srs_wkt(crs),
+            geotransform=as_geotransform(transform),
+            channels=_coerce_channels(channels, n_bands),
+            scales=_coerce_per_band('scale', scale, n_bands),
+            offsets=_coerce_per_band('offset', offset, n_bands),
+            metadata=_coerce_metadata(metadata),
+        )
+
+
+def _coerce_nodata(nodata, dtype):
+    """Return nodata as the very value that a pixel would hold."""
+    if nodata is None:
+        return None
+    if dtype.kind == 'f':
+        with np.errstate(over='ignore'):
+            value = float(dtype.type(nodata))
+        if math.isinf(value) and not math.isinf(nodata):
+            raise OptionError(f'nodata={nodata!r} does not fit in pixels of type {dtype}')
+        return value
+    limits = np.iinfo(dtype)
+    if not (limits.min <= nodata <= limits.max and int(nodata) == nodata):
+        raise OptionError(
+            f'nodata={nodata!r} is no value of pixels of type {dtype}, whose range is '
+            f'{limits.min}..{limits.max}')
+    return int(nodata)
+
+
+def as_geotransform(transform):
+    """
+    Return a pixel-to-world transform as GDAL's 6 numbers.
+
+    Pixel coordinates (x, y) are those of pixel corners: (0, 0) is the top-left
+    corner of the top-left pixel. World coordinates are (east, north) or
+    (longitude, latitude), whatever the axis order of the coordinate system.
+
+    Args:
+        transform (array_like | None): a matrix ``world_from_pixel`` of shape
+            (3, 3) (or its 9 numbers row by row, as ``affine.Affine`` is), or
+            6 numbers in GDAL's order (x0, dx_dcol, dx_drow, y0, dy_dcol,
+            dy_drow). Rotation and shear are kept.
+
+    Returns:
+        tuple[float, ...] | None: GDAL's order; None for None.
+
+    Raises:
+        OptionError: if it is neither, not affine, not finite or not invertible.
+
+    Example:
+        >>> from cocoseg.io.dataset import as_geotransform
+        >>> as_geotransform([[20, 0, 500000], [0, -20, 4000000], [0, 0, 1]])
+        (500000.0, 20.0, 0.0, 4000000.0, 0.0, -20.0)
+    """
+    if transform is None:
+        return None
+    try:
+        numbers = np.asarray(transform, dtype=np.float64)
+    except (TypeError, ValueError) as ex:
+        raise OptionError(f'transform={transform!r} is not a matrix of numbers: {ex}') from ex
+    if numbers.shape in ((3, 3), (9,)):
+        matrix = numbers.reshape(3, 3)
+        if matrix[2].tolist() != [0, 0, 1]:
+            raise OptionError(
+                f'transform has last row {matrix[2].tolist()}; only an affine one, with '
+                '[0, 0, 1], can be stored')
+        (a, b, x0), (d, e, y0) = matrix[:2].tolist()
+    elif numbers.shape == (6,):
+        x0, a, b, y0, d, e = numbers.tolist()
+    else:
+        raise OptionError(
+            f'transform has shape {numbers.shape}; give a (3, 3) world_from_pixel matrix, '
+            "or 6 numbers in GDAL's order")
+    if not np.isfinite(numbers).all() or a * e - b * d == 0:
+        raise OptionError(
+            f'transform={numbers.tolist()} is not finite or not invertible')
+    return (x0, a, b, y0, d, e)
+
+
+def _coerce_channels(channels, n_bands):
+    """Return one storable name per band."""
+    if channels is None:
+        return None
+    names = tuple(channels.split('|') if isinstance(channels, str) else channels)
+    if len(names) != n_bands:
+        raise BandCountError(
+            f'channels={channels!r} names {len(names)} bands but data has {n_bands}')
+    for name in names:
+        _check_text('a channel name', name)
+    return names
+
+
+def _coerce_per_band(what, value, n_bands):
+    """Return one finite float per band."""
+    if value is None:
+        return None
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.ndim == 0:
+        numbers = np.full(n_bands, numbers)
+    if numbers.shape != (n_bands,):
+        raise BandCountError(
+            f'{what} has shape {numbers.shape}; give one number, or {n_bands}, one per band')
+    if not np.isfinite(numbers).all() or (what == 'scale' and not numbers.all()):
+        raise OptionError(
+            f'{what}={numbers.tolist()} must be finite' + ', not 0' * (what == 'scale'))
+    return tuple(numbers.tolist())
+
+
+def _coerce_metadata(metadata):
+    """Return metadata as pairs of storable texts."""
+    pairs = tuple((metadata or {}).items())
+    for key, value in pairs:
+        _check_text('a metadata key', key)
+        _check_text(f'the metadata value of {key!r}', value)
+        if '=' in key or ':' in key:
+            raise OptionError(f'metadata key {key!r} holds "=" or ":", which GDAL splits at')
+    return pairs
+
+
+def _check_text(what, text):
+    """Raise unless ``text`` comes back unchanged from GDAL's XML."""
+    if not isinstance(text, str):
+        raise OptionError(
+            f'{what} is {text!r}, of type {type(text).__name__}; give a str '
+            '(json.dumps makes one of a dict)')
+    if not text or text != text.strip():
+        raise OptionError(f'{what} is empty or has blanks at an end: {text!r}; strip it')
+    if any((ord(char) < 32 and char not in '\t\n') or char in '\ufffe\uffff'
+           or 0xd800 <= ord(char) < 0xe000 for char in text):
+        raise OptionError(f'{what} holds a character that XML cannot: {text!r}; remove it')
+
+
+def memory_dataset(pixels, meta):
+    """
+    Put a GDAL dataset over an array, without copying it.
+
+    Call inside :func:`cocoseg.io.gdal_gate.gdal_errors_as_exceptions`. GDAL
+    only reads the pixels; the array must live as long as the dataset.
+
+    Args:
+        pixels (ndarray): shape (H, W, C), of :func:`as_pixels`.
+        meta (RasterMeta): stored on the dataset and its bands.
+
+    Returns:
+        gdal.Dataset: of the MEM driver.
+    """
+    gdal = require_gdal()
+    height, width, n_bands = pixels.shape
+    code = gdal_type(pixels.dtype)
+    address = pixels.__array_interface__['data'][0]
+    row_step, column_step, band_step = _steps(pixels)
+    dataset = gdal.GetDriverByName('MEM').Create('', width, height, 0, code)
+    for i in range(n_bands):
+        dataset.AddBand(code, [
+            f'DATAPOINTER={address + i * band_step}',
+            f'PIXELOFFSET={column_step}', f'LINEOFFSET={row_step}'])
+    _describe(dataset, meta)
+    return dataset
+
+
+def _describe(dataset, meta):
+    """Store all that ``meta`` says on a dataset."""
+    if meta.crs_wkt is not None:
+        dataset.SetProjection(meta.crs_wkt)
+    if meta.geotransform is not None:
+        dataset.SetGeoTransform(meta.geotransform)
+    if meta.metadata:
+        dataset.SetMetadata(dict(meta.metadata))
+    for i in range(dataset.RasterCount):
+        band = dataset.GetRasterBand(i + 1)
+        if meta.nodata is not None:
+            band.SetNoDataValue(meta.nodata)
+        if meta.channels is not None:
+            band.SetDescription(meta.channels[i])
+        if meta.scales is not None:
+            band.SetScale(meta.scales[i])
+        if meta.offsets is not None:
+            band.SetOffset(meta.offsets[i])
+
+
+def fill_overviews(dataset, pixels, shapes, method, nodata):
+    """
+    Give a memory dataset a full pyramid of overviews.
+
+    Works in strips, so that beside the overviews themselves (a third of the
+    image) only one strip is in memory. Call inside
+    :func:`cocoseg.io.gdal_gate.gdal_errors_as_exceptions`.
+
+    Args:
+        dataset (gdal.Dataset): of :func:`memory_dataset`, modified in place.
+        pixels (ndarray): shape (H, W, C), the array below ``dataset``.
+        shapes (list[tuple[int, int]]): of
+            :func:`cocoseg.io.overviews.compute_overview_shapes`.
+        method (str): of :func:`cocoseg.io.overviews.reduce_by_two`.
+        nodata (int | float | None): value of invalid pixels.
+    """
+    dataset.BuildOverviews('NONE', [2 ** (k + 1) for k in range(len(shapes))])
+    bands = [dataset.GetRasterBand(i + 1) for i in range(dataset.RasterCount)]
+    for k, (height, width) in enumerate(shapes):
+        levels = [band.GetOverview(k) for band in bands]
+        finer = [band.GetOverview(k - 1) for band in bands] if k else None
+        finer_shape = shapes[k - 1] if k else pixels.shape[:2]
+        if {(level.YSize, level.XSize) for level in levels} != {(height, width)}:
+            raise OSError(
+                f'GDAL made overview {k} of {levels[0].YSize} x {levels[0].XSize} px, '
+                f'not {height} x {width}')
+        step = _strip_rows(finer_shape[1], pixels)
+        for y0 in range(0, finer_shape[0], step):
+            y1 = min(y0 + step, finer_shape[0])
+            src = pixels[y0:y1] if finer is None else _read_bands(finer, y0, y1, pixels.dtype)
+            out = reduce_by_two(src, method, nodata)
+            for i, level in enumerate(levels):
+                level.WriteArray(out[:, :, i], 0, y0 // 2)
+
+
+def _strip_rows(width, pixels):
+    """Return an even number of rows that fit in the memory for one strip."""
+    row_bytes = width * pixels.shape[2] * pixels.itemsize
+    return max(2, _STRIP_BYTES // row_bytes // 2 * 2)
+
+
+def _read_bands(bands, y0, y1, dtype):
+    """Read rows of several bands as (h, W, C)."""
+    out = np.empty((y1 - y0, bands[0].XSize, len(bands)), dtype)
+    for i, band in enumerate(bands):
+        band.ReadAsArray(0, y0, bands[0].XSize, y1 - y0, buf_obj=out[:, :, i])
+    return out
