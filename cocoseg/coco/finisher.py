@@ -24,7 +24,7 @@ class FinishTask:
 
     def __init__(self, finisher, job):
         self._finisher = finisher
-        self._job = job
+        self.job = job
         self._turn = threading.Lock()
         self.nbytes = job.nbytes
         self.future = None
@@ -34,7 +34,7 @@ class FinishTask:
         if not self._turn.acquire(blocking=False):
             return None
         try:
-            return self._finisher.run(self._job)
+            return self._finisher.run(self.job)
         finally:
             self.is_finished = True
 
@@ -80,67 +80,97 @@ class Finisher:
         if owned:
             old.close()
 
-    def run(self, job):
-        """Finish one image; return its figures, or None and keep the error."""
+    def run_now(self, job):
+        """
+        Finish one image and return its figures.
+
+        Raises:
+            AssetWriteError: if that fails; the image can be tried again.
+        """
         try:
             record, info = finish_image(job)
             self._journal.append(record)
             self._manifest.commit(record, self._table.replace)
         except BaseException as ex:
-            self._fail(job, ex)
-            if not isinstance(ex, Exception):
-                raise
-            return None
+            error = self._fail(job, ex)
+            if isinstance(ex, Exception):
+                raise error from ex
+            raise
         if info['n_clipped']:
             logger.warning('image %s: %d values were clipped to %s', job.image_id,
                            info['n_clipped'], job.options.expected_minmax)
         self._table.finish(job)
         return info
 
+    def run(self, job):
+        """Finish one image; keep its error for :meth:`raise_pending`."""
+        try:
+            self.run_now(job)
+        except AssetWriteError as ex:
+            self._keep(ex)
+
     def _fail(self, job, cause):
+        """Return the error of an image that could not be finished."""
         error = AssetWriteError(
             f'image {job.image_id}: {job.fpath} could not be finished: {cause}; its data is '
             'kept, mend the cause and submit the image again', job.image_id, job.fpath)
         error.__cause__ = cause
         self._table.fail(job, error)
+        return error
+
+    def _keep(self, error):
         with self._lock:
             self._errors.append(error)
-
-    def run_now(self, job):
-        """Finish one image; return its figures, or raise its error."""
-        info = self.run(job)
-        if info is None:
-            with self._lock:
-                self._errors.remove(job.error)
-            raise job.error
-        return info
 
     def submit(self, job):
         """Put an image on the queue; may block while that is full."""
         task = FinishTask(self, job)
+        queue = self.queue
         try:
-            task.future = self.queue.submit(task)
+            task.future = getattr(queue, 'enqueue', queue.submit)(task)
         except BaseException as ex:
-            # A shared queue may report somebody else's error here, and whether
-            # it kept our task is not known.
-            if task.abandon():
-                self._fail(job, ex)
-            raise
+            # A foreign queue may report somebody else's error here, and drop
+            # our task; whether it did is not known.
+            if not task.abandon():
+                logger.error('the writer queue reported %r', ex)
+            elif isinstance(ex, Exception):
+                logger.error('the writer queue refused image %s (%r); it is finished here',
+                             job.image_id, ex)
+                self.run(job)
+                return
+            else:
+                self._keep(self._fail(job, ex))
+                raise
         with self._lock:
             self._tasks = [old for old in self._tasks if not old.is_finished]
             self._tasks.append(task)
 
     def wait(self):
-        """Return when every submitted image has ended, well or not."""
-        queue = self._queue
-        if hasattr(queue, 'wait_until_finished'):
-            queue.wait_until_finished()
-        # Executors and lazy futures have nothing else to wait for.
+        """
+        Return when every submitted image has ended, well or not.
+
+        Waits for our own tasks only: the errors of other users of a shared
+        queue are not ours to raise, and must not end the wait early.
+        """
         with self._lock:
             tasks, self._tasks = self._tasks, []
         for task in tasks:
-            if not task.is_finished and hasattr(task.future, 'result'):
+            if not task.is_finished:
+                self._wait_for(task)
+
+    def _wait_for(self, task):
+        try:
+            if hasattr(task.future, 'result'):
                 task.future.result()
+            elif hasattr(self._queue, 'wait_until_finished'):
+                self._queue.wait_until_finished()
+        except BaseException as ex:
+            if isinstance(ex, (KeyboardInterrupt, SystemExit)):
+                raise
+            logger.debug('waiting for a task ended with %r', ex)
+        if task.abandon():
+            # Cancelled, or dropped by its queue.
+            self._keep(self._fail(task.job, RuntimeError('the writer queue did not run its job')))
 
     def raise_pending(self):
         """Raise the oldest error that nobody has seen; each is raised once."""

@@ -239,6 +239,8 @@ class JobTable:
         """Note that writing failed; the data stays for another try."""
         with self.lock:
             job.state, job.error = ImageState.FAILED, error
+            if self._closed:
+                job.stitcher.close()
 
     def take_over(self, image_id, fpath):
         """Note an image that an earlier run finished."""
@@ -253,7 +255,9 @@ class JobTable:
             for job in jobs:
                 self._drop(job)
         for job in jobs:
-            job.stitcher.close()
+            # One that is being written still belongs to its writer thread.
+            if job.state is not ImageState.FINALIZING:
+                job.stitcher.close()
 
     def managed(self):
         """Return the jobs whose data nobody submitted yet, or whose write failed."""

@@ -239,9 +239,11 @@ class Manifest:
         with self.lock:
             img = self.get_image(record['image_id'])
             changes = self._prepare(img, record, replace)
-            for annotation in record.get('annotations', ()):
-                self._add_annotation(img['id'], annotation)
+            self._add_annotations(img['id'], record.get('annotations', ()))
             img.update(changes)
+            if img.get('assets') and not img.get('auxiliary', True):
+                # kwcoco reads the empty list, and would hide every asset.
+                del img['auxiliary']
             self.dset._invalidate_hashid()
             asset = record.get('asset')
             if asset is not None:
@@ -268,10 +270,21 @@ class Manifest:
                                           **record['has_predictions']}
         return changes
 
-    def _add_annotation(self, image_id, annotation):
-        annotation = dict(annotation)
-        category_id = self.dset.ensure_category(annotation.pop('category'))
-        self.dset.add_annotation(image_id=image_id, category_id=category_id, **annotation)
+    def _add_annotations(self, image_id, annotations):
+        """Add all annotations with their categories, or none."""
+        dset = self.dset
+        known = set(dset.index.cats)
+        added = []
+        try:
+            for annotation in annotations:
+                fields = dict(annotation)
+                category_id = dset.ensure_category(fields.pop('category'))
+                added.append(dset.add_annotation(image_id=image_id, category_id=category_id,
+                                                 **fields))
+        except BaseException:
+            dset.remove_annotations(added)
+            dset.remove_categories(set(dset.index.cats) - known, keep_annots=True)
+            raise
 
     def dump(self, fpath=None):
         """

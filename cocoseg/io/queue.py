@@ -105,16 +105,25 @@ class WriterQueue:
                 queued, and will run, all the same.
             RuntimeError: if the queue is closed; the job is not queued.
         """
-        nbytes = int(getattr(func, 'nbytes', 0) or 0)
-        if self._is_inside_job():
-            self._admit(nbytes, wait=False)
-            return self._start(nbytes, func, args, kwargs)
-        with self._entrance:
-            self._admit(nbytes, wait=True)
-        earlier = self._take_errors()
-        future = self._start(nbytes, func, args, kwargs)
+        earlier = []
+        future = self._enqueue(func, args, kwargs, earlier)
         self._raise_first(earlier)
         return future
+
+    def enqueue(self, func, *args, **kwargs):
+        """
+        Queue a job like :meth:`submit`, leaving earlier errors to others.
+
+        For a user of a shared queue, who is not to answer for the jobs of the
+        rest.
+
+        Returns:
+            Future: of the job.
+
+        Raises:
+            RuntimeError: if the queue is closed; the job is not queued.
+        """
+        return self._enqueue(func, args, kwargs, None)
 
     def wait_until_finished(self, desc=None):
         """
@@ -155,6 +164,18 @@ class WriterQueue:
         # The body's own error is the one to raise; those of jobs are in the log.
         self._shut_down()
         self._take_errors()
+
+    def _enqueue(self, func, args, kwargs, earlier):
+        """Queue a job; errors of jobs before it are moved to ``earlier``, a list."""
+        nbytes = int(getattr(func, 'nbytes', 0) or 0)
+        if self._is_inside_job():
+            self._admit(nbytes, wait=False)
+        else:
+            with self._entrance:
+                self._admit(nbytes, wait=True)
+            if earlier is not None:
+                earlier += self._take_errors()
+        return self._start(nbytes, func, args, kwargs)
 
     def _is_inside_job(self):
         """Return True in a thread that runs one of our jobs."""
