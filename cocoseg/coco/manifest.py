@@ -298,7 +298,7 @@ class Manifest:
             fpath = os.path.abspath(os.fspath(self.dset.fpath if fpath is None else fpath))
             os.makedirs(os.path.dirname(fpath), exist_ok=True)
             with atomic_write(fpath) as temporary:
-                self.dset.dump(os.fspath(temporary), newlines=True, temp_file=False,
+                self.dset.dump(os.fspath(temporary), temp_file=False,
                                compress=fpath.endswith('.zip'))
 
 

@@ -147,8 +147,8 @@ def _check_minmax(minmax):
         low, high = minmax
     except (TypeError, ValueError):
         raise OptionError(f'expected_minmax={minmax!r} must be a pair (min, max)') from None
-    Quantization(low, high)
-    return (low, high)
+    code = Quantization(low, high)
+    return (code.orig_min, code.orig_max)
 
 
 def _check_folder(name, value):

@@ -39,7 +39,7 @@ def load_predictor(spec):
     if spec.endswith('.skops'):
         return EstimatorPredictor(_load_skops(spec))
     module_name, _, name = spec.partition(':')
-    if not name:
+    if not name or not module_name or module_name.startswith('.'):
         raise OptionError(f'predictor={spec!r} must be "package.module:function" or a path '
                           'ending in .skops')
     try:
@@ -60,7 +60,12 @@ def _load_skops(fpath):
     import skops.io
     if not os.path.isfile(fpath):
         raise OptionError(f'{fpath!r} is no file; save an estimator with skops.io.dump')
-    untrusted = skops.io.get_untrusted_types(file=fpath)
+    try:
+        untrusted = skops.io.get_untrusted_types(file=fpath)
+    except Exception as ex:
+        # It parses foreign bytes, which can fail in any way.
+        raise OptionError(f'{fpath} is not a skops file ({ex}); save an estimator with '
+                          'skops.io.dump') from ex
     if untrusted:
         raise OptionError(
             f'{fpath} holds types that are not safe to load: {sorted(untrusted)}; if you trust '

@@ -154,7 +154,7 @@ class Canvas:
             return self._last_expanded
         expanded = np.empty((weights.shape[0], weights.shape[1] * n_bands), self.dtype)
         kernels._kernel_expand(weights, n_bands, expanded)
-        if not weights.flags.writeable:
+        if weights.flags.owndata and not weights.flags.writeable:
             # Nobody can change it meanwhile; the edge weights come for every window.
             self._last_weights, self._last_expanded = weights, expanded
         return expanded

@@ -45,6 +45,7 @@ class Coverage:
         self.blocks = blocks
         self.n_received = 0
         self._pending = None
+        self._declared = {}
         self._remaining = None
         if windows is not None:
             self._declare(windows)
@@ -54,8 +55,10 @@ class Coverage:
         if self.blocks is not None:
             self._remaining = np.zeros(self.blocks.grid_shape, np.int64)
         for window in windows:
+            window = Window.coerce(window, self.shape)
             inside = self.clip(window)
             self._pending[inside] += 1
+            self._declared[inside] = window
             if self._remaining is not None:
                 self._remaining[self.blocks.touched_by(inside)] += 1
 
@@ -88,6 +91,11 @@ class Coverage:
     def pending(self):
         """Declared windows (clipped) that did not come yet, in row-major order."""
         return sorted(self._pending.elements()) if self._pending else []
+
+    def find_declared(self, inside):
+        """Return the declared window whose part inside the image is this one."""
+        self.check_expected(inside)
+        return self._declared[inside]
 
     def check_expected(self, inside):
         """

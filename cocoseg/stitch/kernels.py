@@ -146,7 +146,7 @@ def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
     for k in range(values.shape[0]):
         value = np.float64(values[k])
         if np.isfinite(value):
-            clipped += (value < low - margin) | (value > high + margin)
+            clipped += (low - value > margin) | (value - high > margin)
             value = min(max(value, low), high)
             out[k] = np.int64(np.rint((value - low) * scale)) + quant_min
         else:
@@ -170,8 +170,12 @@ def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata,
             for band in range(sums.shape[2]):
                 # The mean is rounded to the canvas dtype first, as when it is returned.
                 value = np.float64(sums[y, x, band] / weight)
+                if not np.isfinite(value):
+                    # Sums of very large values can overflow.
+                    out[y, x, band] = nodata
+                    continue
                 total += value
-                clipped += (value < low - margin) | (value > high + margin)
+                clipped += (low - value > margin) | (value - high > margin)
                 value = min(max(value, low), high)
                 out[y, x, band] = np.int64(np.rint((value - low) * scale)) + quant_min
     return clipped, total

@@ -34,6 +34,22 @@ def _code_range(dtype):
     return 1, int(info.max), 0
 
 
+def _plain_number(name, value):
+    """Return a limit as a Python number, which JSON can hold."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(f'{name}={value!r} of the value range must be a number')
+    return value
+
+
+def _as_flat(values):
+    """Return real numbers as a flat array that the kernels take."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    is_known = flat.dtype.kind == 'f' and flat.dtype.itemsize in (4, 8) and flat.dtype.isnative
+    return flat if is_known else flat.astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Quantization:
     """
@@ -70,6 +86,8 @@ class Quantization:
             # A float64 cannot hold every 64-bit code.
             raise OptionError(f'quantize_dtype={dtype} is not an integer of 8, 16 or 32 bits')
         object.__setattr__(self, 'dtype', dtype.name)
+        for name in ('orig_min', 'orig_max'):
+            object.__setattr__(self, name, _plain_number(name, getattr(self, name)))
         low, high = self.orig_min, self.orig_max
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise OptionError(f'the value range {low} … {high} must be finite and ascending')
@@ -131,10 +149,7 @@ class Quantization:
         from cocoseg.stitch import kernels
         values = np.asarray(values)
         out = np.empty(values.shape, self.dtype)
-        flat = np.ascontiguousarray(values).reshape(-1)
-        if flat.dtype.kind != 'f' or flat.dtype.itemsize < 4:
-            flat = flat.astype(np.float64)
-        n_clipped = kernels._kernel_encode(flat, *self.kernel_args, out.reshape(-1))
+        n_clipped = kernels._kernel_encode(_as_flat(values), *self.kernel_args, out.reshape(-1))
         return out, int(n_clipped)
 
     def decode(self, codes):
@@ -175,10 +190,7 @@ def compute_range(values):
         (-1.0, 2.0)
     """
     from cocoseg.stitch import kernels
-    flat = np.ascontiguousarray(values).reshape(-1)
-    if flat.dtype.kind != 'f' or flat.dtype.itemsize < 4:
-        flat = flat.astype(np.float64)
-    low, high, count = kernels._kernel_minmax(flat)
+    low, high, count = kernels._kernel_minmax(_as_flat(values))
     return (float(low), float(high)) if count else (0.0, 1.0)
 
 

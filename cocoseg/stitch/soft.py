@@ -7,6 +7,7 @@ blocks to a sink or the whole array to the caller.
 """
 from __future__ import annotations
 
+import operator
 import threading
 
 import numpy as np
@@ -15,6 +16,7 @@ from cocoseg.errors import (BandCountError, ImageClosedError, NothingAccumulated
                             OptionError, WeightError, WindowShapeError)
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
+from cocoseg.grid.windows import WindowGrid
 from cocoseg.stitch.blend import BlendPlan, get_profile
 from cocoseg.stitch.canvas import check_dtype, make_canvas
 from cocoseg.stitch.coverage import Coverage
@@ -37,17 +39,18 @@ def as_numpy(data):
     return np.asarray(data)
 
 
-def check_weights(weights, window):
+def check_weights(weights, window, dtype='float32'):
     """
     Check dense weights of a window.
 
     Args:
         weights (ndarray): real, shape (h, w) == ``window.shape``.
         window (Window): where they belong.
+        dtype (str): accumulator that must hold them.
 
     Raises:
         WindowShapeError: for another shape.
-        WeightError: if a weight is negative, NaN or infinite.
+        WeightError: if a weight is negative, NaN, infinite, or no number.
 
     Example:
         >>> check_weights(np.ones((2, 3)), Window(0, 0, 2, 3))
@@ -56,11 +59,25 @@ def check_weights(weights, window):
         raise WindowShapeError(
             f'weights have shape {weights.shape} but {window} needs {window.shape}; '
             'give one weight per pixel of the window')
+    if weights.dtype.kind not in 'fiub':
+        raise WeightError(f'weights for {window} have dtype {weights.dtype}; give real numbers')
     # NaN fails both comparisons.
-    if not (weights.min() >= 0 and weights.max() < np.inf):
+    if not (weights.min(initial=0) >= 0
+            and weights.max(initial=0) <= np.finfo(dtype).max):
         raise WeightError(
             f'weights for {window} lie in {weights.min()} … {weights.max()}; '
             'they must be finite and not negative')
+
+
+def _check_shape(shape):
+    """Return ((H, W), C or None) of a shape of whole numbers."""
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
+        raise OptionError(f'shape={shape!r} must be (H, W) or (H, W, C), whole numbers >= 1')
+    return sizes[:2], (sizes[2] if len(sizes) == 3 else None)
 
 
 def iter_strips(shape):
@@ -126,10 +143,7 @@ class SoftStitcher:
     def __init__(self, shape, windows=None, *, sink=None, expected_minmax=None,
                  quantize_dtype=np.int16, blocksize=256, profile='linear',
                  dtype='float32', memmap=None, device='numpy'):
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise OptionError(f'shape={tuple(shape)} must be (H, W) or (H, W, C), all >= 1')
-        self._dims = (int(shape[0]), int(shape[1]))
-        self._n_bands = int(shape[2]) if len(shape) == 3 else None
+        self._dims, self._n_bands = _check_shape(shape)
         self._canvas_options = {'dtype': check_dtype(dtype).name, 'memmap': memmap,
                                 'device': device}
         get_profile(profile)
@@ -138,9 +152,9 @@ class SoftStitcher:
         if expected_minmax is not None:
             self._codec = Quantization(*expected_minmax, dtype=np.dtype(quantize_dtype).name)
         self._sink = sink
-        # A generator would be consumed by the first of its two readers.
-        if windows is not None and not hasattr(windows, '__len__'):
-            windows = list(windows)
+        if windows is not None and not isinstance(windows, WindowGrid):
+            # Also because a generator has only one of its two readers.
+            windows = [Window.coerce(window, self._dims) for window in windows]
         self._windows = windows
         blocks = BlockGrid(self._dims, blocksize) if sink is not None else None
         self._coverage = Coverage(self._dims, windows, blocks)
@@ -150,6 +164,8 @@ class SoftStitcher:
         self._sealed = False
         self._closed = False
         self._lock = threading.RLock()
+        self._sent = threading.Condition(self._lock)
+        self._n_sending = 0
         self.n_invalid = 0
 
     def __repr__(self):
@@ -226,14 +242,12 @@ class SoftStitcher:
         """
         full = (Window.from_shape(self._dims) if window is None
                 else Window.coerce(window, self._dims))
+        self._check_open(full)
         data = self._check_data(data, full)
         inside = self._coverage.clip(full)
-        weights = self._choose_weights(full, weights)
+        weights = self._choose_weights(full, inside, weights)
         if inside != full:
-            crop = inside.within(full).slices
-            data = data[crop]
-            weights = ((weights[0][crop[0]], weights[1][crop[1]])
-                       if isinstance(weights, tuple) else weights[crop])
+            data = data[inside.within(full).slices]
         with self._lock:
             self._check_open(inside)
             self._coverage.check_expected(inside)
@@ -264,18 +278,22 @@ class SoftStitcher:
                 f'{self._n_bands or "at least 1"}; every window needs the same bands')
         return data
 
-    def _choose_weights(self, window, weights):
+    def _choose_weights(self, full, inside, weights):
+        """Return the weights of the part of a window inside the image."""
         if weights is not None:
             weights = as_numpy(weights)
-            check_weights(weights, window)
-            return weights
+            check_weights(weights, full, self._canvas_options['dtype'])
+            return weights if inside == full else weights[inside.within(full).slices]
         if self._windows is None:
             dtype = self._canvas_options['dtype']
-            return tuple(np.ones(size, dtype) for size in window.shape)
+            return tuple(np.ones(size, dtype) for size in inside.shape)
         with self._lock:
             if self._plan is None:
                 self._plan = BlendPlan(self._windows, self._profile)
-        return self._plan.get_weights(window)
+            declared = self._coverage.find_declared(inside)
+        rows, columns = self._plan.get_weights(declared)
+        crop = inside.within(declared).slices
+        return rows[crop[0]], columns[crop[1]]
 
     def _check_open(self, window):
         if self._sealed:
@@ -302,10 +320,16 @@ class SoftStitcher:
             NothingAccumulatedError: if no window was ever added.
         """
         with self._lock:
-            if self._canvas is None:
-                raise NothingAccumulatedError(
-                    f'{self!r} has received no data, so there is nothing to finalize')
+            self._get_canvas()
             self._sealed = True
+
+    def _get_canvas(self):
+        if self._canvas is None:
+            raise NothingAccumulatedError(
+                f'{self!r} has received no data, so there is nothing to finalize')
+        if self._closed:
+            raise ImageClosedError(f'{self!r} was already finalized; its memory is freed')
+        return self._canvas
 
     def read(self, window):
         """
@@ -315,7 +339,7 @@ class SoftStitcher:
             ndarray: accumulator dtype, shape (h, w, C), NaN where no data.
         """
         from cocoseg.stitch import kernels
-        sums, weights = self._canvas.read(window)
+        sums, weights = self._get_canvas().read(window)
         out = np.empty(sums.shape, sums.dtype)
         kernels._kernel_normalize(sums, weights, out)
         return out
@@ -334,7 +358,7 @@ class SoftStitcher:
             clipped, and the sum of all valid values.
         """
         from cocoseg.stitch import kernels
-        sums, weights = self._canvas.read(window)
+        sums, weights = self._get_canvas().read(window)
         if out is None:
             out = np.empty(sums.shape, codec.dtype)
         n_clipped, total = kernels._kernel_normalize_encode(
@@ -353,13 +377,27 @@ class SoftStitcher:
                 if index not in self._unsent:
                     continue
                 self._unsent.discard(index)
+                self._n_sending += 1
             core = self._coverage.blocks.get(index).core
+            sent = False
             try:
                 self._sink.write_block(core, self._make_block(core))
-            except BaseException:
+                sent = True
+            finally:
                 with self._lock:
-                    self._unsent.add(index)
-                raise
+                    if not sent:
+                        self._unsent.add(index)
+                    self._n_sending -= 1
+                    self._sent.notify_all()
+
+    def _send_rest(self):
+        """Hand over every block that is left, also those that fail meanwhile elsewhere."""
+        while True:
+            self._send(sorted(self._unsent))
+            with self._lock:
+                self._sent.wait_for(lambda: self._n_sending == 0)
+                if not self._unsent:
+                    return
 
     def finalize(self):
         """
@@ -376,12 +414,10 @@ class SoftStitcher:
             Exception: whatever the sink raises; then call again to retry the
                 blocks that it did not take.
         """
-        if self._closed:
-            raise ImageClosedError(f'{self!r} was already finalized; its memory is freed')
         self.seal()
         out = None
         if self._sink is not None:
-            self._send(sorted(self._unsent))
+            self._send_rest()
         else:
             out = np.empty(self.shape, self._canvas_options['dtype'])
             for strip in iter_strips(self._dims):
