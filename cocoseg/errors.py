@@ -85,5 +85,12 @@ class AssetWriteError(CocosegError, OSError):
         return (type(self), (str(self), self.image_id, self.path))
 
 
+class CanvasError(CocosegError, OSError):
+    """The memory to accumulate an image in could not be had."""
+
+    # With the number of the system's error in front.
+    __str__ = OSError.__str__
+
+
 class MissingDependencyError(CocosegError, ImportError):
     """An optional dependency is needed and absent; the message says how to get it."""

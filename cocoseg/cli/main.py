@@ -34,7 +34,10 @@ def main(argv=None):
         predict = PredictConfig
 
     CocosegModal.__version__ = __version__
-    code = CocosegModal().run(argv=argv)
+    try:
+        code = CocosegModal().run(argv=argv)
+    except kwconf.modal.NoCommandError:
+        return 2
     return code if isinstance(code, int) else 0
 
 

@@ -33,6 +33,8 @@ class PredictConfig(kwconf.Config):
     predictor = kwconf.Value(None, required=True, help=(
         'package.module:function, (h, w, B) float32 -> (h, w, K); or a scikit-learn '
         'estimator saved with skops (*.skops)'))
+    trusted = kwconf.Value([], nargs='+', type=str, help=(
+        'types in a skops file to trust, such as sklearn.tree._tree.Tree'))
     channels = kwconf.Value(None, type=str, help=(
         'input bands such as "red|green|nir"; default all of the first image'))
     out_channels = kwconf.Value(None, type=str, help=(
@@ -59,7 +61,7 @@ class PredictConfig(kwconf.Config):
         overlap = config.overlap if config.overlap < 1 else _as_pixels(config.overlap)
         budget = config.memory_budget
         result = predict_dataset(
-            config.src, config.dst, load_predictor(config.predictor),
+            config.src, config.dst, load_predictor(config.predictor, config.trusted),
             window if len(window) > 1 else window[0], overlap,
             channels=config.channels, out_channels=config.out_channels, space=config.space,
             batch_size=config.batch_size, short_code=config.short_code,

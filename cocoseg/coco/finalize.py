@@ -45,7 +45,7 @@ def finish_image(job):
         record['checksum'] = compute_checksum(job.fpath)
         info['file_name'] = record['asset']['file_name']
     if options.write_prediction_attrs:
-        region = compute_region(job.windows, job.warp_img_from_asset, job.img)
+        region = compute_region(stitcher.received, job.warp_img_from_asset, job.img)
         record['region'] = region_to_geojson(region)
         record['has_predictions'] = {options.chan_code: True}
     if options.write_preds:
@@ -133,9 +133,9 @@ def _iter_annotations(job):
             plane[strip.slices] = stitcher.read(strip)[..., band]
         # NaN compares false: pixels without data are in no polygon.
         labels, n_labels = ndimage.label(plane > options.thresh)
-        scores = ndimage.mean(plane, labels, index=np.arange(n_labels + 1))
+        scores = ndimage.mean(plane, labels, index=np.arange(1, n_labels + 1))
         for label, polygon in polygonize_labels(labels.astype(np.int32)):
             shape = kwimage.Polygon.from_shapely(polygon).warp(job.warp_img_from_asset)
-            yield {'category': category, 'score': float(scores[label]),
+            yield {'category': category, 'score': float(scores[label - 1]),
                    'bbox': [float(part) for part in shape.box().to_xywh().data],
                    'segmentation': shape.to_coco(style='new')}

@@ -43,7 +43,8 @@ def coerce_scale(scale):
     except (TypeError, ValueError, KeyError, AssertionError) as ex:
         raise OptionError(f'scale_asset_from_stitchspace={scale!r} is not a number, a pair '
                           f'(sx, sy) or an affine transform: {ex}') from ex
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+    if (matrix.shape != (3, 3) or not np.isfinite(matrix).all()
+            or abs(np.linalg.det(matrix)) < 1e-12):
         raise OptionError(f'scale_asset_from_stitchspace={scale!r} cannot be inverted; '
                           'give finite factors above 0')
     return kwimage.Affine(matrix)
@@ -72,12 +73,45 @@ def warp_img_from_stitchspace(img, space):
     Args:
         img (dict): kwcoco image.
         space (str): 'video' or 'image'. An image of no video is its own video.
+
+    Raises:
+        ManifestError: if the manifest's transform cannot be inverted.
     """
     import kwimage
     if space == 'image':
         return kwimage.Affine.eye()
-    warp_vid_from_img = kwimage.Affine.coerce(img.get('warp_img_to_vid') or {'type': 'affine'})
-    return warp_vid_from_img.inv()
+    warp = img.get('warp_img_to_vid') or {'type': 'affine'}
+    try:
+        inverse = kwimage.Affine.coerce(warp).inv()
+        is_finite = np.isfinite(np.asarray(inverse.matrix, dtype=float)).all()
+    except (TypeError, ValueError, KeyError, np.linalg.LinAlgError):
+        is_finite = False
+    if not is_finite:
+        raise ManifestError(f'image {img["id"]} has warp_img_to_vid={warp}, which is no invertible '
+                            'affine transform; mend the manifest')
+    return inverse
+
+
+def coerce_dsize(dsize):
+    """
+    Return (w, h) as two Python ints.
+
+    Raises:
+        OptionError: unless they are whole numbers of at least 1.
+
+    Example:
+        >>> coerce_dsize([64.0, 32])
+        (64, 32)
+    """
+    try:
+        width, height = dsize
+        pair = int(width), int(height)
+        is_right = pair == (width, height) and min(pair) >= 1
+    except (TypeError, ValueError, OverflowError):
+        is_right = False
+    if not is_right:
+        raise OptionError(f'asset_dsize={dsize!r} must be (w, h), whole pixels of at least 1')
+    return pair
 
 
 def stitchspace_dsize(img, video, space):

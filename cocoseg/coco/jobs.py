@@ -12,10 +12,12 @@ from collections import Counter
 
 import numpy as np
 
-from cocoseg.coco.geometry import coerce_scale, stitchspace_dsize, warp_img_from_stitchspace
+from cocoseg.coco.geometry import (coerce_dsize, coerce_scale, stitchspace_dsize,
+                                   warp_img_from_stitchspace)
 from cocoseg.coco.lifecycle import MANAGED, ImageJob, ImageState
 from cocoseg.errors import (AlreadyFinalizedError, CoverageError, ImageClosedError,
                             NothingAccumulatedError, OptionError)
+from cocoseg.grid.windows import WindowGrid
 from cocoseg.stitch.canvas import compute_nbytes
 from cocoseg.stitch.soft import SoftStitcher
 
@@ -91,27 +93,49 @@ class JobTable:
         """Open an image whose windows are known."""
         with self.lock:
             self.check_open(image_id)
+            windows = windows if isinstance(windows, WindowGrid) else list(windows or ())
+            if not windows:
+                raise CoverageError(f'no windows are declared for image {image_id}; give all the '
+                                    'windows that will come')
             if image_id in self._jobs:
                 raise CoverageError(f'image {image_id} has windows already; declare all of '
                                     'them once, before the first')
             return self._open(image_id, asset_dsize, scale, windows)
 
-    def get_or_open(self, image_id, asset_dsize, scale):
-        """Return the open job of an image; a size or scale must agree with it."""
+    def enter(self, image_id, asset_dsize, scale):
+        """
+        Return the open job of an image, for one call of :meth:`leave`.
+
+        A size or scale that is given must agree with that of the job.
+        """
         with self.lock:
             self.check_open(image_id)
             job = self._jobs.get(image_id)
             if job is None:
-                return self._open(image_id, asset_dsize, scale, None)
-        if asset_dsize is not None and tuple(map(int, asset_dsize)) != job.asset_dsize:
-            raise OptionError(f'image {image_id} was begun with asset_dsize={job.asset_dsize}, '
-                              f'now {tuple(asset_dsize)}; an asset has one size')
+                job = self._open(image_id, asset_dsize, scale, None)
+            else:
+                self._check_same(job, asset_dsize, scale)
+            job.n_users += 1
+            return job
+
+    @staticmethod
+    def _check_same(job, asset_dsize, scale):
+        if asset_dsize is not None and coerce_dsize(asset_dsize) != job.asset_dsize:
+            raise OptionError(f'image {job.image_id} was begun with asset_dsize='
+                              f'{job.asset_dsize}, now {asset_dsize}; an asset has one size')
         if scale is not None:
             warp = coerce_scale(scale)
             if not np.allclose(warp.matrix, job.scale.matrix):
-                raise OptionError(f'image {image_id} was begun with the scale '
+                raise OptionError(f'image {job.image_id} was begun with the scale '
                                   f'{job.scale.concise()}, now {warp.concise()}')
-        return job
+
+    def leave(self, job):
+        """End one use; a job that got nothing is dropped, as if it never was."""
+        with self.lock:
+            job.n_users -= 1
+            if (job.n_users == 0 and job.state is ImageState.UNSEEN
+                    and job.stitcher.n_windows == 0 and not job.stitcher.is_declared):
+                self._drop(job)
 
     def _open(self, image_id, asset_dsize, scale, windows):
         img, options = self.manifest.get_image(image_id), self.options
@@ -121,13 +145,13 @@ class JobTable:
             if not np.allclose(warp_asset_from_stitch.matrix, np.eye(3)):
                 warnings.warn(f'image {image_id}: scale_asset_from_stitchspace={scale} without '
                               f'asset_dsize; the asset is {asset_dsize} px, not scaled')
-        asset_dsize = tuple(map(int, asset_dsize))
+        asset_dsize = coerce_dsize(asset_dsize)
         if options.write_probs:
             self.manifest.claim_channels(image_id, options.channels, self._owner, self.replace)
         try:
             stitcher, spilled = self._make_stitcher(asset_dsize[::-1], windows)
             job = ImageJob(
-                image_id, img, options, stitcher, asset_dsize, warp_asset_from_stitch,
+                img['id'], img, options, stitcher, asset_dsize, warp_asset_from_stitch,
                 warp_img_from_stitchspace(img, options.space) @ warp_asset_from_stitch.inv(),
                 self.manifest.reserve_file(image_id, options.chan_code, self.folder,
                                            options.suffix, options.ext),
@@ -135,7 +159,7 @@ class JobTable:
         except BaseException:
             self.manifest.release_channels(image_id, options.channels)
             raise
-        self._jobs[image_id] = job
+        self._jobs[job.image_id] = job
         return job
 
     def _make_stitcher(self, shape, windows):
@@ -153,12 +177,6 @@ class JobTable:
                                 device=canvas['device'])
         return stitcher, spilled
 
-    def forget_untouched(self, job):
-        """Drop a job whose very first window was refused, as if it never came."""
-        with self.lock:
-            if job.state is ImageState.UNSEEN and not job.stitcher.is_declared:
-                self._drop(job)
-
     def _drop(self, job):
         if self._jobs.get(job.image_id) is job:
             del self._jobs[job.image_id]
@@ -166,11 +184,10 @@ class JobTable:
 
     # ---- moving ------------------------------------------------------------
 
-    def receive(self, job, window, is_ready):
+    def receive(self, job, is_ready):
         """Note a window that was added, and whether the image is ready now."""
         with self.lock:
             self.patch_counts[job.image_id] += 1
-            job.windows.add(window)
             if self._contiguous and is_ready == 'auto':
                 self._mark_previous(job)
             self._last = job

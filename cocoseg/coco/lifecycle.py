@@ -12,7 +12,7 @@ The life of one image: UNSEEN, ACCUMULATING, READY, FINALIZING, DONE or FAILED.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -50,9 +50,9 @@ class ImageJob:
     fpath: str
     bundle_dpath: str
     state: ImageState = ImageState.UNSEEN
-    windows: set = field(default_factory=set)
     error: Exception | None = None
     spilled: bool = False
+    n_users: int = 0
 
     @property
     def nbytes(self):

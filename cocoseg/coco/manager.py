@@ -18,9 +18,9 @@ from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
 from cocoseg.coco.options import AssetOptions, check_run_options
 from cocoseg.coco.resume import iter_finished
-from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CocosegError,
-                            CoverageError, OptionError)
+from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError, OptionError)
 from cocoseg.grid.window import Window
+from cocoseg.stitch.canvas import check_canvas_options
 from cocoseg.stitch.soft import as_numpy
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ class CocoStitchingManager:
     An asset is written to a temporary file, flushed, verified, renamed, noted
     in the journal, and only then registered. If that fails, nothing of it is
     visible, the accumulated data stays, and submitting again tries again.
+
+    Leaving a ``with`` block by an exception finishes the images that were
+    submitted and drops the others: what is not complete must not look so.
 
     Args:
         result_dataset (kwcoco.CocoDataset): JSON-backed, with ``fpath`` set;
@@ -153,10 +156,12 @@ class CocoStitchingManager:
         if num_bands not in ('auto', n_channels):
             raise OptionError(f'num_bands={num_bands!r} but chan_code={self.chan_code!r} has '
                               f"{n_channels} channels; use 'auto'")
-        if str(device) != 'numpy' and (memory_budget is not None or memmap):
-            raise OptionError(f'device={device!r} excludes memmap and memory_budget, which '
-                              "are about host memory; use device='numpy'")
-        if memory_budget is not None and not memory_budget > 0:
+        check_canvas_options(device, memmap)
+        if str(device) != 'numpy' and memory_budget is not None:
+            raise OptionError(f'device={device!r} excludes memory_budget, which is about host '
+                              "memory; use device='numpy'")
+        if memory_budget is not None and not (
+                isinstance(memory_budget, (int, float)) and memory_budget > 0):
             raise OptionError(f'memory_budget={memory_budget!r} must be bytes, above 0')
 
     def _make_folder(self):
@@ -172,8 +177,12 @@ class CocoStitchingManager:
         return folder
 
     def _resume(self, journal):
-        for record, fpath in iter_finished(journal, self.manifest, self.options):
-            if self.options.write_probs and not self.manifest.has_asset(record):
+        for record, fpath, problem in iter_finished(journal, self.manifest):
+            if problem:
+                logger.warning('%s is redone: %s', fpath, problem)
+                self.manifest.retract(record)
+                continue
+            if not self.manifest.holds(record):
                 self.manifest.commit(record, replace=True)
             self._table.take_over(record['image_id'], fpath)
 
@@ -268,8 +277,12 @@ class CocoStitchingManager:
             scale_asset_from_stitchspace: see :meth:`accumulate_image`.
 
         Raises:
+            UnknownImageError: if the manifest has no such image.
             CoverageError: if data came already, or a window is outside.
             ImageClosedError: if the image is being written, or done.
+            OptionError: if size or scale cannot be.
+            AssetWriteError: if another image failed to be written meanwhile;
+                nothing was declared then, declare it again.
         """
         self._finisher.raise_pending()
         self._table.declare(image_id, windows, asset_dsize, scale_asset_from_stitchspace)
@@ -305,21 +318,24 @@ class CocoStitchingManager:
             WeightError: if a weight is negative or not finite.
             CoverageError: if the window is outside or was not declared.
             ImageClosedError: if the image is being written, or done.
-            AssetWriteError: if an image failed to be written meanwhile.
+            AssetWriteError: if another image failed to be written meanwhile;
+                this window was not taken then, give it again.
         """
         self._finisher.raise_pending()
+        if is_ready not in (True, False, 'auto'):
+            raise OptionError(f"is_ready={is_ready!r} must be True, False or 'auto'")
         asset_dsize, scale = _take_deprecated(kwargs, asset_dsize, scale_asset_from_stitchspace)
-        job = self._table.get_or_open(gid, asset_dsize, scale)
-        shape = job.stitcher.shape
+        job = self._table.enter(gid, asset_dsize, scale)
         try:
+            shape = job.stitcher.shape
             window = (Window.from_shape(shape) if space_slice is None
                       else Window.coerce(space_slice, shape))
+            job.stitcher.clip(window)
             weights = weigh_window(window, weights, downweight_edges)
             job.stitcher.add(window, self._fit_bands(window, data), weights)
-        except CocosegError:
-            self._table.forget_untouched(job)
-            raise
-        self._table.receive(job, window.clip(shape), is_ready)
+            self._table.receive(job, is_ready)
+        finally:
+            self._table.leave(job)
 
     def _fit_bands(self, window, data):
         """Return the data with a band axis that fits the channels."""
@@ -356,9 +372,10 @@ class CocoStitchingManager:
             gid (int): kwcoco image id.
 
         Returns:
-            dict: ``n_anns``, ``total_prob`` (sum of all values), ``n_clipped``
-            (values outside ``expected_minmax``), ``n_invalid`` (pixels of
-            windows skipped as NaN or infinite), ``file_name``.
+            dict: ``n_anns``, ``total_prob`` (sum of the values written, before
+            quantized ones are clipped), ``n_clipped`` (values outside
+            ``expected_minmax``), ``n_invalid`` (pixels of windows skipped as
+            NaN or infinite), ``file_name``.
 
         Raises:
             NothingAccumulatedError: if no data came for it.

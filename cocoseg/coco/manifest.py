@@ -214,12 +214,35 @@ class Manifest:
             found.append(asset)
         return found
 
-    def has_asset(self, record):
-        """Return True if the asset of a record is registered already."""
+    def holds(self, record):
+        """Return True if a record is registered already."""
+        with self.lock:
+            img = self.get_image(record['image_id'])
+            if record.get('asset') is not None:
+                return any(_is_same(old, record['asset']) for old in _iter_assets(img))
+            told = img.get('has_predictions') or {}
+            return (len(self._find_annotations(record)) >= len(record.get('annotations', ()))
+                    and set(record.get('has_predictions', ())) <= set(told))
+
+    def _find_annotations(self, record):
+        """Return the ids of annotations that a record made."""
+        def describe(annotation, category):
+            return (category, tuple(annotation['bbox']), annotation.get('score'))
+        wanted = {describe(new, new['category']) for new in record.get('annotations', ())}
+        names = {category_id: cat['name'] for category_id, cat in self.dset.cats.items()}
+        return [old['id'] for old in self.dset.annots(image_id=record['image_id']).objs
+                if describe(old, names.get(old.get('category_id'))) in wanted] if wanted else []
+
+    def retract(self, record):
+        """Take what a record registered out of the manifest, if it is there."""
         with self.lock:
             img, asset = self.get_image(record['image_id']), record['asset']
-            return any(old.get('file_name') == asset['file_name']
-                       and old.get('channels') == asset['channels'] for old in _iter_assets(img))
+            for key in ('assets', 'auxiliary'):
+                if img.get(key):
+                    img[key] = [old for old in img[key] if not _is_same(old, asset)]
+            (img.get('has_predictions') or {}).pop(asset['channels'], None)
+            self.dset.remove_annotations(self._find_annotations(record))
+            self.dset._invalidate_hashid()
 
     # ---- changes -----------------------------------------------------------
 
@@ -300,6 +323,11 @@ class Manifest:
             with atomic_write(fpath) as temporary:
                 self.dset.dump(os.fspath(temporary), temp_file=False,
                                compress=fpath.endswith('.zip'))
+
+
+def _is_same(old, new):
+    """Return True if two entries are of one file with the same channels."""
+    return old.get('file_name') == new['file_name'] and old.get('channels') == new['channels']
 
 
 def _iter_assets(img):

@@ -147,7 +147,10 @@ def _check_minmax(minmax):
         low, high = minmax
     except (TypeError, ValueError):
         raise OptionError(f'expected_minmax={minmax!r} must be a pair (min, max)') from None
-    code = Quantization(low, high)
+    try:
+        code = Quantization(low, high)
+    except OptionError as ex:
+        raise OptionError(f'expected_minmax={minmax!r} cannot be used: {ex}') from ex
     return (code.orig_min, code.orig_max)
 
 

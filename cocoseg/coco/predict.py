@@ -11,7 +11,7 @@ import numpy as np
 from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import check_dataset, list_channels
-from cocoseg.errors import OptionError, WindowShapeError
+from cocoseg.errors import ManifestError, OptionError, WindowShapeError
 from cocoseg.grid.window import as_pair
 from cocoseg.grid.windows import WindowGrid
 
@@ -51,6 +51,7 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         kwcoco.CocoDataset: the result, as saved at ``dst``.
 
     Raises:
+        ManifestError: if ``src`` is no manifest, or not one on JSON.
         OptionError: for an option that cannot be used, or missing channels.
         WindowShapeError: if the predictor returns another height or width.
         AssetWriteError: if an asset cannot be written.
@@ -68,11 +69,16 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         (64, 64, 1)
     """
     import kwcoco
-    src = src if isinstance(src, kwcoco.CocoDataset) else kwcoco.CocoDataset(os.fspath(src))
+    if isinstance(src, (str, os.PathLike)):
+        if not os.path.isfile(src):
+            raise ManifestError(f'src={os.fspath(src)!r} is no file; give a kwcoco manifest')
+        src = kwcoco.CocoDataset(os.fspath(src))
     result = _make_result(src, dst)
     image_ids = list(result.images() if image_ids is None else image_ids)
-    if not image_ids:
-        raise OptionError('there are no images to predict on')
+    unknown = [image_id for image_id in image_ids if image_id not in result.index.imgs]
+    if unknown or not image_ids:
+        raise OptionError(f'image_ids: the dataset has no images {unknown[:5]}' if unknown else
+                          'there are no images to predict on')
     read = _WindowReader(result, channels, space, image_ids[0])
     window = as_pair(window, 'window')
     run = _BatchRunner(predictor, batch_size)
@@ -162,9 +168,7 @@ class _WindowReader:
 
     def get_shape(self, image_id):
         """Return (H, W) of an image in stitching space."""
-        img = self._dset.index.imgs.get(image_id)
-        if img is None:
-            raise OptionError(f'image_ids has {image_id}, which the dataset has not')
+        img = self._dset.index.imgs[image_id]
         video = self._dset.index.videos.get(img.get('video_id'))
         return stitchspace_dsize(img, video, self._space)[::-1]
 

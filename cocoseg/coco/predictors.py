@@ -14,7 +14,7 @@ import numpy as np
 from cocoseg.errors import OptionError
 
 
-def load_predictor(spec):
+def load_predictor(spec, trusted=()):
     """
     Return the predictor that a string names.
 
@@ -23,6 +23,8 @@ def load_predictor(spec):
             or a class that is made without arguments; or the path of a
             scikit-learn estimator saved with ``skops.io.dump`` (``*.skops``).
             Pickles are refused: loading one runs whatever it contains.
+        trusted (Iterable[str]): types in a skops file that you trust besides
+            those that skops does, such as ``sklearn.tree._tree.Tree``.
 
     Returns:
         Predictor: a callable.
@@ -37,7 +39,7 @@ def load_predictor(spec):
         2.0
     """
     if spec.endswith('.skops'):
-        return EstimatorPredictor(_load_skops(spec))
+        return EstimatorPredictor(_load_skops(spec, set(trusted)))
     module_name, _, name = spec.partition(':')
     if not name or not module_name or module_name.startswith('.'):
         raise OptionError(f'predictor={spec!r} must be "package.module:function" or a path '
@@ -56,7 +58,7 @@ def load_predictor(spec):
     return predictor
 
 
-def _load_skops(fpath):
+def _load_skops(fpath, trusted):
     import skops.io
     if not os.path.isfile(fpath):
         raise OptionError(f'{fpath!r} is no file; save an estimator with skops.io.dump')
@@ -66,11 +68,11 @@ def _load_skops(fpath):
         # It parses foreign bytes, which can fail in any way.
         raise OptionError(f'{fpath} is not a skops file ({ex}); save an estimator with '
                           'skops.io.dump') from ex
-    if untrusted:
-        raise OptionError(
-            f'{fpath} holds types that are not safe to load: {sorted(untrusted)}; if you trust '
-            'the file, load it yourself and pass an EstimatorPredictor to predict_dataset')
-    return skops.io.load(fpath, trusted=[])
+    refused = sorted(set(untrusted) - trusted)
+    if refused:
+        raise OptionError(f'{fpath} holds types that are not safe to load: {refused}; if you know '
+                          'where the file comes from, name them as trusted (--trusted)')
+    return skops.io.load(fpath, trusted=sorted(trusted & set(untrusted)))
 
 
 class EstimatorPredictor:

@@ -70,8 +70,10 @@ class Window:
     immutable, hashable and ordered row-major.
 
     Args:
-        y0 (int): first row. x0 (int): first column.
-        y1 (int): row after the last. x1 (int): column after the last.
+        y0 (int): first row.
+        x0 (int): first column.
+        y1 (int): row after the last.
+        x1 (int): column after the last.
 
     Raises:
         CoverageError: if an edge is no integer, or the end is before the start.

@@ -13,8 +13,8 @@ of it, so that the weights are a partition of unity by construction::
 All the ramps of an axis have the same length (the requested overlap), also
 where windows overlap by more. Then the terms telescope: moving one pixel, at
 most one handover's slope is left over, and the step that blending adds is at
-most ``1 / overlap`` of the value range, for every image size, balanced or
-flush, even when many windows cover a pixel.
+most ``1 / overlap`` of the value range (and 1e-6 for the floor below), for
+every image size, balanced or flush, even when many windows cover a pixel.
 
 Weights are separable, ``wy[i] * wx[j]``; full 2-D maps are never built here
 except for :func:`edge_weights`, which mirrors an existing convention.
@@ -31,8 +31,8 @@ from cocoseg.grid.window import Window
 from cocoseg.grid.windows import WindowGrid
 
 # Weight of a window where another one has fully taken over. It lets a pixel
-# keep its only prediction when that other window is missing or NaN; a power of
-# two, so that multiplying by it and dividing again is exact.
+# keep its only prediction when that other window is missing or NaN. A power of
+# two, so that where it is the whole weight, dividing by it again is exact.
 FLOOR = np.float32(2.0 ** -20)
 
 
@@ -186,11 +186,12 @@ class BlendPlan:
     The blend weights of a set of declared windows.
 
     On a :class:`WindowGrid` the weights are a partition of unity with the seam
-    bound described at the top of this module. For a list of windows that lies
-    on rows and columns (also with holes) the same holds where no window is
-    missing; for any other list each window tapers towards the sides that other
-    windows reach over, weights are normalised when the image is finished, and
-    no bound is claimed.
+    bound described at the top of this module. A list of windows that lie on
+    rows and columns (also with holes) is a partition of unity where no window
+    is missing; its ramps take the whole overlap of each pair, since nothing
+    says which overlap was asked for. In any other list each window tapers
+    towards the sides that other windows reach over, weights are normalised
+    when the image is finished, and no bound is claimed.
 
     Args:
         windows (WindowGrid | Iterable[Window]): the declared windows.

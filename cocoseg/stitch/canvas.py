@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from cocoseg.errors import OptionError
+from cocoseg.errors import CanvasError, OptionError
 
 _DTYPES = ('float32', 'float64')
 
@@ -31,12 +31,13 @@ def check_dtype(dtype):
         dtype('float32')
     """
     try:
-        dtype = np.dtype(dtype)
+        # numpy would read None as float64.
+        found = None if dtype is None else np.dtype(dtype)
     except TypeError:
-        dtype = None
-    if dtype is None or dtype.name not in _DTYPES:
+        found = None
+    if found is None or found.name not in _DTYPES:
         raise OptionError(f'dtype={dtype} cannot accumulate; use one of {_DTYPES}')
-    return dtype
+    return found
 
 
 def compute_nbytes(shape, dtype='float32'):
@@ -56,21 +57,31 @@ def _map_file(shape, dtype, folder):
     Return a zeroed array on a file without a name.
 
     The file is gone as soon as the process is, however it ends. Its space is
-    reserved at once: a full disk is an OSError now, not a crash (SIGBUS) in
-    the middle of a sum.
+    reserved at once: a full disk is an error now, not a crash (SIGBUS) in the
+    middle of a sum.
     """
     nbytes = int(np.prod(shape)) * dtype.itemsize
-    with tempfile.TemporaryFile(dir=folder, prefix='cocoseg-canvas-') as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
-        except (AttributeError, OSError) as ex:
-            if getattr(ex, 'errno', None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise OSError(ex.errno, f'cannot reserve {nbytes} bytes for a memmapped canvas: '
-                              f'{ex.strerror}; free space or choose another memmap folder',
-                              str(folder)) from ex
-            file.truncate(nbytes)
-        # The mapping keeps the file alive after the descriptor is closed.
-        return np.memmap(file, dtype=dtype, mode='r+', shape=shape)
+    try:
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, prefix='cocoseg-canvas-') as file:
+            _reserve(file, nbytes)
+            # The mapping keeps the file alive after the descriptor is closed.
+            return np.memmap(file, dtype=dtype, mode='r+', shape=shape)
+    except OSError as ex:
+        place = folder or tempfile.gettempdir()
+        raise CanvasError(ex.errno, f'cannot map {nbytes} bytes in {place}: {ex.strerror}; '
+                          'free space there or choose another memmap folder') from ex
+
+
+def _reserve(file, nbytes):
+    """Give a file its size, with real space behind it where the system can."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+    except (AttributeError, OSError) as ex:
+        if getattr(ex, 'errno', None) not in (None, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        file.truncate(nbytes)
 
 
 class Canvas:
@@ -85,7 +96,7 @@ class Canvas:
 
     Raises:
         OptionError: for another dtype.
-        OSError: if the memmap folder is missing or has no room.
+        CanvasError: if the memmap folder cannot be used or has no room.
 
     Thread-safety: none; the stitcher holds a lock around every call.
 
@@ -104,8 +115,6 @@ class Canvas:
         height, width, n_bands = self.shape
         if memmap is not None and memmap is not False:
             folder = None if memmap is True else os.fspath(memmap)
-            if folder is not None:
-                os.makedirs(folder, exist_ok=True)
             self._sums = _map_file((height, width * n_bands), self.dtype, folder)
             self.weights = _map_file((height, width), self.dtype, folder)
         else:
@@ -243,6 +252,29 @@ class TorchCanvas:
         self.shape = (0, 0, self.shape[2])
 
 
+def check_canvas_options(device, memmap):
+    """
+    Raise OptionError unless a canvas can be made with these options.
+
+    Example:
+        >>> check_canvas_options('numpy', None)
+    """
+    is_mapped = memmap is not None and memmap is not False
+    if is_mapped and memmap is not True and not isinstance(memmap, (str, os.PathLike)):
+        raise OptionError(f'memmap={memmap!r} must be a folder, True, False or None')
+    if str(device) == 'numpy':
+        return
+    if is_mapped:
+        raise OptionError(f'device={device!r} and memmap={memmap!r} exclude each other; '
+                          "a memmapped canvas needs device='numpy'")
+    try:
+        import torch
+        torch.zeros(1, device=torch.device(device))
+    except (ImportError, RuntimeError, AssertionError, TypeError) as ex:
+        raise OptionError(f"device={device!r} cannot be used ({ex}); use 'numpy', or a device "
+                          'that torch has here') from ex
+
+
 def make_canvas(shape, *, dtype='float32', memmap=None, device='numpy'):
     """
     Make the canvas that the options ask for.
@@ -254,15 +286,16 @@ def make_canvas(shape, *, dtype='float32', memmap=None, device='numpy'):
         device (str | torch.device): 'numpy', or a torch device.
 
     Raises:
-        OptionError: if both a torch device and a memmap are asked for.
+        CanvasError: if there is no room.
 
     Example:
         >>> make_canvas((2, 3, 1)).nbytes
         48
     """
-    if str(device) == 'numpy':
-        return Canvas(shape, dtype, memmap)
-    if memmap is not None and memmap is not False:
-        raise OptionError(f'device={device!r} and memmap={memmap!r} exclude each other; '
-                          "a memmapped canvas needs device='numpy'")
-    return TorchCanvas(shape, device, dtype)
+    try:
+        if str(device) == 'numpy':
+            return Canvas(shape, dtype, memmap)
+        return TorchCanvas(shape, device, dtype)
+    except MemoryError as ex:
+        raise CanvasError(errno.ENOMEM, f'no memory for a canvas of {shape}: {ex}; use memmap, '
+                          'or a memory_budget on the manager') from ex

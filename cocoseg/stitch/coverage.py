@@ -44,6 +44,7 @@ class Coverage:
         self.shape = tuple(shape[:2])
         self.blocks = blocks
         self.n_received = 0
+        self.received = set()
         self._pending = None
         self._declared = {}
         self._remaining = None
@@ -58,7 +59,7 @@ class Coverage:
             window = Window.coerce(window, self.shape)
             inside = self.clip(window)
             self._pending[inside] += 1
-            self._declared[inside] = window
+            self._declared.setdefault(inside, []).append(window)
             if self._remaining is not None:
                 self._remaining[self.blocks.touched_by(inside)] += 1
 
@@ -92,10 +93,11 @@ class Coverage:
         """Declared windows (clipped) that did not come yet, in row-major order."""
         return sorted(self._pending.elements()) if self._pending else []
 
-    def find_declared(self, inside):
-        """Return the declared window whose part inside the image is this one."""
+    def find_declared(self, window, inside):
+        """Return the declared window that is this one, at least inside the image."""
         self.check_expected(inside)
-        return self._declared[inside]
+        same = self._declared[inside]
+        return window if window in same else same[0]
 
     def check_expected(self, inside):
         """
@@ -119,6 +121,7 @@ class Coverage:
         """
         self.check_expected(inside)
         self.n_received += 1
+        self.received.add(inside)
         if self._pending is None:
             return []
         self._pending[inside] -= 1

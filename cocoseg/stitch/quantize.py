@@ -38,7 +38,8 @@ def _plain_number(name, value):
     """Return a limit as a Python number, which JSON can hold."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    value = int(value) if isinstance(value, bool) else value
+    if not isinstance(value, (int, float)):
         raise OptionError(f'{name}={value!r} of the value range must be a number')
     return value
 

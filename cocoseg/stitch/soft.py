@@ -18,7 +18,7 @@ from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.grid.windows import WindowGrid
 from cocoseg.stitch.blend import BlendPlan, get_profile
-from cocoseg.stitch.canvas import check_dtype, make_canvas
+from cocoseg.stitch.canvas import check_canvas_options, check_dtype, make_canvas
 from cocoseg.stitch.coverage import Coverage
 from cocoseg.stitch.quantize import Quantization
 
@@ -30,12 +30,16 @@ def as_numpy(data):
     """
     Return an array or a torch tensor (any device) as a numpy array.
 
+    What a masked array masks becomes NaN.
+
     Example:
         >>> as_numpy([[1, 2]]).shape
         (1, 2)
     """
     if hasattr(data, 'detach'):
         data = data.detach().cpu()
+    if isinstance(data, np.ma.MaskedArray):
+        data = data.astype(np.result_type(data.dtype, np.float32)).filled(np.nan)
     return np.asarray(data)
 
 
@@ -146,6 +150,7 @@ class SoftStitcher:
         self._dims, self._n_bands = _check_shape(shape)
         self._canvas_options = {'dtype': check_dtype(dtype).name, 'memmap': memmap,
                                 'device': device}
+        check_canvas_options(device, memmap)
         get_profile(profile)
         self._profile = profile
         self._codec = None
@@ -194,6 +199,12 @@ class SoftStitcher:
     def n_windows(self):
         """Number of windows received."""
         return self._coverage.n_received
+
+    @property
+    def received(self):
+        """The parts of the image that windows covered, a new set of Windows."""
+        with self._lock:
+            return set(self._coverage.received)
 
     @property
     def is_declared(self):
@@ -258,6 +269,15 @@ class SoftStitcher:
         self._send(final)
         return added
 
+    def clip(self, window):
+        """
+        Return the part of a window inside the image.
+
+        Raises:
+            CoverageError: if there is none.
+        """
+        return self._coverage.clip(window)
+
     def _check_data(self, data, window):
         on_device = str(self._canvas_options['device']) != 'numpy'
         if not (on_device and hasattr(data, 'detach')):
@@ -290,7 +310,7 @@ class SoftStitcher:
         with self._lock:
             if self._plan is None:
                 self._plan = BlendPlan(self._windows, self._profile)
-            declared = self._coverage.find_declared(inside)
+            declared = self._coverage.find_declared(full, inside)
         rows, columns = self._plan.get_weights(declared)
         crop = inside.within(declared).slices
         return rows[crop[0]], columns[crop[1]]
