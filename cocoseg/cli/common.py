@@ -49,5 +49,7 @@ def run_command(command):
                   '--resume where the command has it', file=sys.stderr)
             return 130
         return 0
-    main.__doc__ = f'Run ``cocoseg {command.__module__.rpartition(".")[2]}``; return the exit code.'
+    name = command.__module__.rpartition('.')[2]
+    name = command.__module__.rpartition('.')[2]
+    main.__doc__ = f'Run ``cocoseg {name}`` and return its exit code.'
     return classmethod(main)

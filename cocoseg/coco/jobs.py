@@ -144,7 +144,8 @@ class JobTable:
             asset_dsize = stitchspace_dsize(img, self.manifest.get_video(img), options.space)
             if not np.allclose(warp_asset_from_stitch.matrix, np.eye(3)):
                 warnings.warn(f'image {image_id}: scale_asset_from_stitchspace={scale} without '
-                              f'asset_dsize; the asset is {asset_dsize} px, not scaled')
+                              f'asset_dsize; the asset is {asset_dsize} px, not scaled',
+                              stacklevel=4)
         asset_dsize = coerce_dsize(asset_dsize)
         if options.write_probs:
             self.manifest.claim_channels(image_id, options.channels, self._owner, self.replace)
@@ -241,7 +242,8 @@ class JobTable:
         pending = job.stitcher.pending
         if pending:
             warnings.warn(f'image {image_id} is finalized while {len(pending)} declared windows '
-                          f'are missing, the first is {pending[0]}; their pixels get no data')
+                          f'are missing, the first is {pending[0]}; their pixels get no data',
+                          stacklevel=3)
         return job
 
     def finish(self, job):

@@ -18,7 +18,8 @@ from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
 from cocoseg.coco.options import AssetOptions, check_run_options
 from cocoseg.coco.resume import iter_finished
-from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError, OptionError)
+from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError,
+                            OptionError)
 from cocoseg.grid.window import Window
 from cocoseg.stitch.canvas import check_canvas_options
 from cocoseg.stitch.soft import as_numpy

@@ -46,5 +46,6 @@ def polygonize_labels(labels):
         layer.CreateField(ogr.FieldDefn('label', ogr.OFTInteger))
         # The band is its own mask: background makes no polygons.
         gdal.Polygonize(band, band, layer, 0)
-        return [(feature.GetField(0), shapely.from_wkb(bytes(feature.GetGeometryRef().ExportToWkb())))
+        return [(feature.GetField(0),
+                 shapely.from_wkb(bytes(feature.GetGeometryRef().ExportToWkb())))
                 for feature in layer]

@@ -110,8 +110,8 @@ def compute_handovers(intervals, ramp, profile):
         return [np.ones(stop - start, np.float32) for start, stop in intervals]
     weights = [np.ones(stop - start) for start, stop in intervals]
     for left in range(len(intervals) - 1):
-        (start0, stop0), (start1, _) = intervals[left], intervals[left + 1]
-        overlap = stop0 - start1
+        start1 = intervals[left + 1][0]
+        overlap = intervals[left][1] - start1
         if overlap <= 0:
             continue
         length = overlap if ramp is None else min(ramp, overlap)

@@ -79,7 +79,8 @@ def _reserve(file, nbytes):
     try:
         os.posix_fallocate(file.fileno(), 0, nbytes)
     except (AttributeError, OSError) as ex:
-        if getattr(ex, 'errno', None) not in (None, errno.EINVAL, errno.EOPNOTSUPP):
+        if getattr(ex, 'errno', None) not in (
+                None, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         file.truncate(nbytes)
 

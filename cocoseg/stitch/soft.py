@@ -250,6 +250,8 @@ class SoftStitcher:
             CoverageError: if the window is outside the image, was not
                 declared, or came before.
             ImageClosedError: if the image was already finalized.
+            Exception: whatever the sink raises. The data was taken; do not add
+                it again. ``finalize`` offers the block again.
         """
         full = (Window.from_shape(self._dims) if window is None
                 else Window.coerce(window, self._dims))
