@@ -25,7 +25,8 @@ def run_command(command):
     """
     Make a subcommand end with one line and an exit code instead of a trace.
 
-    Wrong arguments are 2, wrong input is 1, an interrupt is 130. Anything unforeseen keeps its trace.
+    Wrong arguments are 2, wrong input is 1, an interrupt is 130. Anything
+    unforeseen keeps its trace.
     """
     # Not functools.wraps: kwconf looks for ``argv`` in this signature.
     def main(cls, argv=None, **kwargs):

@@ -417,7 +417,7 @@ def run_demo(dst_dpath, window=(192, 192), overlap=0.3, seed=0, *, progress=None
     from cocoseg.coco.predict import predict_dataset
     from cocoseg.coco.preview import draw_preview
 
-    bundle = Path(dst_dpath)
+    bundle = Path(dst_dpath).absolute()
     now = time.perf_counter
     marks = {'start': now()}
     dset = demo_dataset(bundle)
