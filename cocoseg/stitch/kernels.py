@@ -154,28 +154,42 @@ def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
     return clipped
 
 
-@njit(**_COMMON)
+@njit(fastmath=_FAST, **_COMMON)
 def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata, out):
-    """Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`, same result."""
-    clipped = 0
+    """
+    Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`, same result.
+
+    Each row is first done without a branch, as if all of it were valid; its
+    sum tells whether that was so. All arrays are C-contiguous.
+    """
+    height, width, n_bands = sums.shape
+    size = width * n_bands
+    clipped, total = 0, 0.0
     margin = 0.5 / scale if scale > 0 else 0.0
-    total = 0.0
-    for y in range(sums.shape[0]):
-        for x in range(sums.shape[1]):
-            weight = weights[y, x]
-            if not weight > 0:
-                for band in range(sums.shape[2]):
-                    out[y, x, band] = nodata
-                continue
-            for band in range(sums.shape[2]):
-                # The mean is rounded to the canvas dtype first, as when it is returned.
-                value = np.float64(sums[y, x, band] / weight)
-                if not np.isfinite(value):
-                    # Sums of very large values can overflow.
-                    out[y, x, band] = nodata
-                    continue
-                total += value
+    divisors = np.empty(size, sums.dtype)
+    for y in range(height):
+        row, out_row = sums[y].reshape(size), out[y].reshape(size)
+        for x in range(width):
+            for band in range(n_bands):
+                divisors[x * n_bands + band] = weights[y, x]
+        row_total, row_clipped = 0.0, 0
+        for k in range(size):
+            # The mean is rounded to the canvas dtype first, as when it is returned.
+            value = np.float64(row[k] / divisors[k])
+            row_total += value
+            row_clipped += (low - value > margin) | (value - high > margin)
+            value = min(max(value, low), high)
+            out_row[k] = np.int64(np.rint((value - low) * scale)) + quant_min
+        if row_total - row_total == 0:
+            clipped += row_clipped
+            total += row_total
+            continue
+        for k in range(size):
+            # Also sums of very large values that overflowed are no data.
+            value = np.float64(row[k] / divisors[k])
+            if divisors[k] > 0 and np.isfinite(value):
                 clipped += (low - value > margin) | (value - high > margin)
-                value = min(max(value, low), high)
-                out[y, x, band] = np.int64(np.rint((value - low) * scale)) + quant_min
+                total += value
+            else:
+                out_row[k] = nodata
     return clipped, total

@@ -373,7 +373,7 @@ class SoftStitcher:
         Args:
             codec (Quantization): the code to use.
             window (Window): inside the image.
-            out (ndarray | None): (h, w, C) array of the code's dtype to fill.
+            out (ndarray | None): (h, w, C), C-contiguous, of the code's dtype, to fill.
 
         Returns:
             tuple[ndarray, int, float]: codes (h, w, C), how many values were
@@ -384,7 +384,7 @@ class SoftStitcher:
         if out is None:
             out = np.empty(sums.shape, codec.dtype)
         n_clipped, total = kernels._kernel_normalize_encode(
-            sums, weights, *codec.kernel_args, out)
+            np.ascontiguousarray(sums), np.ascontiguousarray(weights), *codec.kernel_args, out)
         return out, int(n_clipped), float(total)
 
     def _make_block(self, window):

@@ -454,6 +454,18 @@ def test_the_first_call_can_say_that_it_is_all(dset):
     assert manager.ready_image_ids() == [2]
 
 
+def test_the_caller_has_the_last_word_on_readiness(dset):
+    manager = make_manager(dset)
+    windows = [Window(0, 0, 48, 24), Window(0, 24, 48, 48)]
+    for image_id in (1, 2):
+        manager.expect_windows(image_id, windows)
+    manager.accumulate_image(1, windows[0], full()[:, :24], is_ready=True)
+    manager.accumulate_image(2, windows[0], full()[:, :24])
+    manager.accumulate_image(2, windows[1], full()[:, :24], is_ready=False)
+    assert manager.ready_image_ids() == [1]
+    assert manager.pending_windows(1) == [windows[1]] and manager.pending_windows(2) == []
+
+
 def test_nothing_is_ready_by_itself(dset):
     manager = make_manager(dset)
     for image_id in (1, 2, 1):
