@@ -27,7 +27,7 @@ import harness
 import numpy as np
 
 WINDOW, OVERLAP, BANDS = 256, 128, 5
-PACKAGES = ['cocoseg', 'numpy', 'numba', 'kwarray', 'kwimage', 'kwcoco', 'gdal']
+PACKAGES = ['numpy', 'numba', 'kwarray', 'kwimage', 'kwcoco', 'gdal']
 GOALS = {'accumulate_s': 4.0, 'whole_s': 4.0}
 
 

@@ -21,8 +21,9 @@ RESULTS = Path(__file__).parent / 'results'
 
 
 def get_versions(packages):
-    """Return the versions of the packages that are installed, and of GDAL."""
-    versions = {'python': platform.python_version()}
+    """Return the versions of cocoseg, Python, and the packages that are installed."""
+    from cocoseg import __version__
+    versions = {'cocoseg': __version__, 'python': platform.python_version()}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
