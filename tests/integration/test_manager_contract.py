@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from shapely.geometry import shape
 
-from cocoseg import CocoStitchingManager, SoftStitcher, Window, WindowGrid, WriterQueue, edge_weights
+from cocoseg import (CocoStitchingManager, SoftStitcher, Window, WindowGrid, WriterQueue,
+                     edge_weights)
 from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError,
                             ChannelCollisionError, CoverageError, ImageClosedError,
                             NothingAccumulatedError, OptionError, ResumeError, UnknownImageError,
@@ -170,7 +171,8 @@ def test_center_weighted_add_on_a_bare_stitcher(make):
 @pytest.mark.parametrize('options, message', [
     ({'num_bands': 3}, 'num_bands=3'), ({'readiness': 'guess'}, 'readiness'),
     ({'on_collision': 'ask'}, 'on_collision'), ({'memory_budget': 0}, 'memory_budget'),
-    ({'device': 'cuda', 'memmap': True}, 'device'), ({'device': 'cpu', 'memory_budget': 1}, 'device'),
+    ({'device': 'cuda', 'memmap': True}, 'device'),
+    ({'device': 'cpu', 'memory_budget': 1}, 'device'),
     ({'prob_compress': 'ZIPPY'}, 'ZIPPY'), ({'prob_format': 'jpg'}, 'prob_format'),
     ({'dtype': 'float16'}, 'float16'), ({'chan_code': None}, 'chan_code'),
     ({'assets_dname': '../up'}, 'assets_dname')])
@@ -423,6 +425,16 @@ def test_declared_slices_may_be_open(dset, windows):
     assert manager.ready_image_ids() == [1]
 
 
+def test_a_declared_window_may_come_clipped(dset):
+    """A grid whose only window overhangs the image; the script crops to the image."""
+    manager = make_manager(dset)
+    manager.expect_windows(1, WindowGrid((SIZE, SIZE), 64))
+    manager.accumulate_image(1, None, full(0.25))
+    assert manager.ready_image_ids() == [1]
+    manager.finalize_image(1)
+    assert np.abs(read(dset, 1) - 0.25).max() <= STEP
+
+
 def test_windows_are_declared_once_and_first(dset):
     manager = make_manager(dset)
     manager.expect_windows(1, iter([Window(0, 0, 48, 48)]), asset_dsize=(48, 48),
@@ -560,7 +572,8 @@ QUEUES = {
     'none': lambda: None, 'serial': lambda: WriterQueue(workers=0),
     'threads': lambda: WriterQueue(workers=2), 'one job': lambda: WriterQueue(1, 1, 1),
     'executor': lambda: ThreadPoolExecutor(2), 'eager': EagerQueue, 'turnstile': Turnstile,
-    'kwutil serial': lambda: make_blocking_queue(0), 'kwutil threads': lambda: make_blocking_queue(2),
+    'kwutil serial': lambda: make_blocking_queue(0),
+    'kwutil threads': lambda: make_blocking_queue(2),
 }
 
 
@@ -954,8 +967,8 @@ def flip_a_byte(fpath):
 
 @pytest.mark.parametrize('dump', [False, True])
 @pytest.mark.parametrize('damage, prob_format', [
-    (truncate, 'cog'), (truncate, 'tif'), (truncate, 'png'), (flip_a_byte, 'tif'),
-    (flip_a_byte, 'png'), (os.unlink, 'cog')])
+    (truncate, 'cog'), (truncate, 'tif'), (truncate, 'png'), (flip_a_byte, 'cog'),
+    (flip_a_byte, 'tif'), (flip_a_byte, 'png'), (os.unlink, 'cog')])
 def test_a_damaged_asset_is_redone(tmp_path, damage, prob_format, dump):
     dset = run_first(tmp_path, image_ids=(1, 2), dump=dump, prob_format=prob_format)
     damage(get_fpath(tmp_path, 1, '.png' if prob_format == 'png' else '.tif'))

@@ -220,7 +220,8 @@ def test_batches_give_the_same_as_single_windows(src, tmp_path, batch_size):
     sizes = [batch[0] for batch in predictor.batches]
     single = Recorder()
     run(src, tmp_path / 'single' / 'out.json', single)
-    assert sum(sizes) == len(single.shapes) and max(sizes) == min(batch_size, len(single.shapes) // 2)
+    n_windows = len(single.shapes)
+    assert sum(sizes) == n_windows and max(sizes) == min(batch_size, n_windows // 2)
     assert {batch[1:] for batch in predictor.batches} == {(24, 24, 2)}
     for name in ('f0', 'f1'):
         one, two = (next((tmp_path / kind).glob(f'_assets/pred/{name}_*.tif')).read_bytes()
@@ -325,7 +326,7 @@ def test_a_batch_of_another_length(src, dst):
     ({'predictor': 'numpy:sqrt'}, 'cannot be called'), ({'batch_size': 0}, 'batch_size=0'),
     ({'batch_size': 2}, 'predict_batch'), ({'overlap': 1.0}, 'overlap=1.0'),
     ({'overlap': -0.1}, 'overlap'), ({'overlap': 24}, 'overlap'), ({'window': 0}, 'at least 1'),
-    ({'window': 2.5}, 'window'), ({'fit': 'loose'}, 'fit'), ({'space': 'world'}, 'stitching_space|space'),
+    ({'window': 2.5}, 'window'), ({'fit': 'loose'}, 'fit'), ({'space': 'world'}, 'space'),
     ({'image_ids': []}, 'no images'), ({'image_ids': [99]}, '99'), ({'image_ids': [1, 99]}, '99')])
 def test_options_that_make_no_sense(src, dst, options, message):
     with pytest.raises(OptionError, match=message):
@@ -414,7 +415,8 @@ def test_a_run_that_was_cut_short_goes_on(src, tmp_path):
     names = [path.name for path in (tmp_path / 'whole').rglob('*.tif')]
     assert len(names) == 2
     for name in names:
-        one, two = (next((tmp_path / kind).rglob(name)).read_bytes() for kind in ('whole', 'resumed'))
+        one, two = (next((tmp_path / kind).rglob(name)).read_bytes()
+                    for kind in ('whole', 'resumed'))
         assert one == two
 
     again = Recorder()

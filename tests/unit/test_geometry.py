@@ -69,8 +69,8 @@ def test_an_image_without_a_transform_is_its_own_video(img):
     assert np.array_equal(warp_img_from_stitchspace(img, 'video').matrix, np.eye(3))
 
 
-@pytest.mark.parametrize('warp', [{'type': 'affine', 'scale': 0}, {'type': 'affine', 'scale': np.nan},
-                                  {'matrix': [[0, 0, 0]] * 3}])
+@pytest.mark.parametrize('warp', [{'type': 'affine', 'scale': 0},
+                                  {'type': 'affine', 'scale': np.nan}, {'matrix': [[0, 0, 0]] * 3}])
 def test_a_video_transform_without_an_inverse_is_an_error(warp):
     with pytest.raises(ManifestError, match='5.*warp_img_to_vid'):
         warp_img_from_stitchspace({'id': 5, 'warp_img_to_vid': warp}, 'video')

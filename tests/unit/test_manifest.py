@@ -161,7 +161,8 @@ def test_same_name_in_two_videos(tmp_path):
     assert names == {'frame_id1_ab.tif', 'frame_id2_ab.tif'}
 
 
-@pytest.mark.parametrize('name', ['../../etc/passwd', '/etc/passwd', 'a/b/../../..', '..', 'C:x\\y'])
+@pytest.mark.parametrize('name', ['../../etc/passwd', '/etc/passwd', 'a/b/../../..', '..',
+                                  'C:x\\y'])
 def test_no_name_leaves_the_folder(manifest, dset, name):
     dset.add_image(id=20, name=name)
     fpath = reserve(manifest, 20)

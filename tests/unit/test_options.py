@@ -24,7 +24,8 @@ def test_ranges_of_channels():
     assert options.channels == ('x', 'hidden.2', 'hidden.3', 'hidden.4')
 
 
-@pytest.mark.parametrize('chan_code', [None, '', 'a,b', 'a|a', 'a||b', '|', 5, ['a'], 'a\0', 'h.0:0'])
+@pytest.mark.parametrize('chan_code', [None, '', 'a,b', 'a|a', 'a||b', '|', 5, ['a'], 'a\0',
+                                       'h.0:0'])
 def test_channels_must_be_distinct_names(chan_code):
     with pytest.raises(OptionError, match='chan_code'):
         AssetOptions(chan_code=chan_code)
