@@ -8,6 +8,7 @@ to add and when.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import tempfile
 
@@ -85,6 +86,63 @@ def _reserve(file, nbytes):
         file.truncate(nbytes)
 
 
+def prepare_input(data, weights, dtype):
+    """
+    Bring the data and weights of a window into the layout of the kernels.
+
+    Args:
+        data (ndarray): real, shape (h, w, C).
+        weights (tuple[ndarray, ndarray] | ndarray): separable (wy, wx), or
+            dense, shape (h, w).
+        dtype (dtype): of the canvas.
+
+    Returns:
+        tuple: data (h, w*C); then wy, wx and None, or for dense weights
+        weights (h, w), None, and weights repeated per band (h, w*C).
+
+    Example:
+        >>> flat, *_ = prepare_input(np.ones((2, 3, 4)), np.ones((2, 3)), np.dtype('f4'))
+        >>> flat.shape
+        (2, 12)
+    """
+    height, width, n_bands = data.shape
+    flat = np.ascontiguousarray(data, dtype).reshape(height, width * n_bands)
+    if isinstance(weights, tuple):
+        rows, columns = (np.ascontiguousarray(part, dtype) for part in weights)
+        return flat, rows, columns, None
+    if weights.flags.owndata and not weights.flags.writeable and weights.dtype == dtype:
+        # Nobody can change these meanwhile; edge weights come for every window.
+        return flat, weights, None, _expand_shared(_ById(weights), n_bands)
+    dense = np.ascontiguousarray(weights, dtype)
+    return flat, dense, None, _expand(dense, n_bands)
+
+
+class _ById:
+    """An array as the key of a cache, which keeps it alive."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __eq__(self, other):
+        return self.array is other.array
+
+    def __hash__(self):
+        return id(self.array)
+
+
+@functools.lru_cache(maxsize=8)
+def _expand_shared(key, n_bands):
+    return _expand(key.array, n_bands)
+
+
+def _expand(weights, n_bands):
+    """Return weights (h, w) repeated per band, (h, w*C)."""
+    from cocoseg.stitch import kernels
+    expanded = np.empty((weights.shape[0], weights.shape[1] * n_bands), weights.dtype)
+    kernels._kernel_expand(weights, n_bands, expanded)
+    return expanded
+
+
 class Canvas:
     """
     Sums and weights of one image in RAM or in memory-mapped files.
@@ -121,7 +179,6 @@ class Canvas:
         else:
             self._sums = np.zeros((height, width * n_bands), self.dtype)
             self.weights = np.zeros((height, width), self.dtype)
-        self._last_weights = self._last_expanded = None
 
     @property
     def sums(self):
@@ -148,30 +205,25 @@ class Canvas:
             or infinite in any band).
         """
         from cocoseg.stitch import kernels
-        height, width, n_bands = data.shape
-        flat = np.ascontiguousarray(data, self.dtype).reshape(height, width * n_bands)
-        if isinstance(weights, tuple):
-            rows, columns = (np.ascontiguousarray(part, self.dtype) for part in weights)
-            return kernels._kernel_add(self._sums, self.weights, y0, x0, flat, rows, columns)
-        dense = np.ascontiguousarray(weights, self.dtype)
-        return kernels._kernel_add_dense(self._sums, self.weights, y0, x0, flat, dense,
-                                         self._expand(dense, n_bands))
-
-    def _expand(self, weights, n_bands):
-        """Return weights repeated per band; kept while the same shared array comes."""
-        from cocoseg.stitch import kernels
-        if weights is self._last_weights:
-            return self._last_expanded
-        expanded = np.empty((weights.shape[0], weights.shape[1] * n_bands), self.dtype)
-        kernels._kernel_expand(weights, n_bands, expanded)
-        if weights.flags.owndata and not weights.flags.writeable:
-            # Nobody can change it meanwhile; the edge weights come for every window.
-            self._last_weights, self._last_expanded = weights, expanded
-        return expanded
+        flat, rows, columns, expanded = prepare_input(data, weights, self.dtype)
+        if expanded is None:
+            return kernels._kernel_add(self._sums, self.weights, y0, x0, flat, 0, rows, columns)
+        return kernels._kernel_add_dense(self._sums, self.weights, y0, x0, flat, 0,
+                                         data.shape[1], rows, expanded)
 
     def read(self, window):
         """Return (sums (h, w, C), weights (h, w)) of a window; views where possible."""
         return self.sums[window.slices], self.weights[window.slices]
+
+    def take(self, block):
+        """Return (sums, weights) of a final block; nothing is freed before the end."""
+        return self.read(block.core)
+
+    def give_back(self, block, arrays):
+        """Do nothing: the block was never away."""
+
+    def recycle(self, arrays):
+        """Do nothing: the memory is freed with the canvas."""
 
     def close(self):
         """Let go of the arrays; files vanish with their mapping. May be called twice."""
@@ -245,6 +297,16 @@ class TorchCanvas:
         """Return (sums, weights) of a window as numpy arrays."""
         return (self._sums[window.slices].cpu().numpy(),
                 self._weights[window.slices].cpu().numpy())
+
+    def take(self, block):
+        """Return (sums, weights) of a final block as numpy arrays."""
+        return self.read(block.core)
+
+    def give_back(self, block, arrays):
+        """Do nothing: the block was never away."""
+
+    def recycle(self, arrays):
+        """Do nothing: the memory is freed with the canvas."""
 
     def close(self):
         """Let go of the device memory. May be called twice."""

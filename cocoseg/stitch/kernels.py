@@ -13,23 +13,34 @@ the GIL and allocates at most one row.
 import numpy as np
 from numba import njit
 
-# The validity test `check += v - v` must survive optimisation: no 'nnan' or
-# 'ninf', and no 'nsz', which together with 'reassoc' lets v - v cancel.
+# Sums may be reordered where only "is it finite" is asked of them. The test
+# `check += v - v` must survive optimisation: no 'nnan' or 'ninf', and no
+# 'nsz', which together with 'reassoc' lets v - v cancel. What goes into a
+# canvas is plain IEEE arithmetic: the same however a window is cut into blocks.
 _FAST = {'contract', 'reassoc'}
 _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
 
 
 @njit(fastmath=_FAST, **_COMMON)
-def _kernel_add(sums, weights, y0, x0, data, row_weights, column_weights):
-    """
-    Add one window with separable weights; return (added, invalid) pixels.
+def _all_finite(row):
+    """Return True unless a value of a flat row is NaN or infinite."""
+    check = row.dtype.type(0)
+    for k in range(row.shape[0]):
+        check += row[k] - row[k]
+    return check == 0
 
-    sums (H, W*C), weights (H, W), data (h, w*C), row_weights (h,),
-    column_weights (w,). A pixel with NaN or inf in any band is invalid and
-    contributes nothing.
+
+@njit(**_COMMON)
+def _kernel_add(sums, weights, y0, x0, data, dx, row_weights, column_weights):
+    """
+    Add columns of one window with separable weights; return (added, invalid) pixels.
+
+    sums (H, W*C), weights (H, W), data (h, w'*C), of which the w columns from
+    dx are added at (y0, x0), row_weights (h,), column_weights (w,). A pixel
+    with NaN or inf in any band is invalid and contributes nothing.
     """
     height, width = data.shape[0], column_weights.shape[0]
-    n_bands = data.shape[1] // width
+    n_bands = sums.shape[1] // weights.shape[1]
     expanded = np.empty(width * n_bands, sums.dtype)
     for x in range(width):
         for band in range(n_bands):
@@ -39,13 +50,11 @@ def _kernel_add(sums, weights, y0, x0, data, row_weights, column_weights):
         scale = row_weights[y]
         sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
         weight_row = weights[y0 + y, x0:x0 + width]
-        data_row = data[y]
-        check = sums.dtype.type(0)
-        for k in range(data_row.shape[0]):
-            check += data_row[k] - data_row[k]
-        if check == 0:
+        data_row = data[y, dx * n_bands:(dx + width) * n_bands]
+        if _all_finite(data_row):
             for k in range(data_row.shape[0]):
-                sum_row[k] += data_row[k] * (scale * expanded[k])
+                weight = scale * expanded[k]
+                sum_row[k] += data_row[k] * weight
             for x in range(width):
                 weight_row[x] += scale * column_weights[x]
         else:
@@ -64,26 +73,24 @@ def _kernel_expand(weights, n_bands, out):
                 out[y, x * n_bands + band] = weights[y, x]
 
 
-@njit(fastmath=_FAST, **_COMMON)
-def _kernel_add_dense(sums, weights, y0, x0, data, window_weights, expanded):
+@njit(**_COMMON)
+def _kernel_add_dense(sums, weights, y0, x0, data, dx, width, window_weights, expanded):
     """
     As :func:`_kernel_add`, with one weight per pixel.
 
-    window_weights (h, w), expanded (h, w*C): the same, from :func:`_kernel_expand`.
+    window_weights (h, w'), expanded (h, w'*C): the same, from
+    :func:`_kernel_expand`. The columns dx to dx + width are added.
     """
-    height, width = window_weights.shape
-    n_bands = data.shape[1] // width
+    height = data.shape[0]
+    n_bands = sums.shape[1] // weights.shape[1]
     invalid = 0
     for y in range(height):
         sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
         weight_row = weights[y0 + y, x0:x0 + width]
-        data_row = data[y]
-        factors = window_weights[y]
-        expanded_row = expanded[y]
-        check = sums.dtype.type(0)
-        for k in range(data_row.shape[0]):
-            check += data_row[k] - data_row[k]
-        if check == 0:
+        data_row = data[y, dx * n_bands:(dx + width) * n_bands]
+        factors = window_weights[y, dx:dx + width]
+        expanded_row = expanded[y, dx * n_bands:(dx + width) * n_bands]
+        if _all_finite(data_row):
             for k in range(data_row.shape[0]):
                 sum_row[k] += data_row[k] * expanded_row[k]
             for x in range(width):

@@ -18,6 +18,7 @@ from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.grid.windows import WindowGrid
 from cocoseg.stitch.blend import BlendPlan, get_profile
+from cocoseg.stitch.block_canvas import BlockCanvas
 from cocoseg.stitch.canvas import check_canvas_options, check_dtype, make_canvas
 from cocoseg.stitch.coverage import Coverage
 from cocoseg.stitch.quantize import Quantization
@@ -98,6 +99,24 @@ def iter_strips(shape):
         yield Window(y, 0, min(y + rows, height), width)
 
 
+def _normalize(sums, weights):
+    """Return the means (h, w, C), NaN where no weight."""
+    from cocoseg.stitch import kernels
+    out = np.empty(sums.shape, sums.dtype)
+    kernels._kernel_normalize(sums, weights, out)
+    return out
+
+
+def _encode(codec, sums, weights, out=None):
+    """Return (codes (h, w, C), clipped count, sum) of the means."""
+    from cocoseg.stitch import kernels
+    if out is None:
+        out = np.empty(sums.shape, codec.dtype)
+    n_clipped, total = kernels._kernel_normalize_encode(
+        np.ascontiguousarray(sums), np.ascontiguousarray(weights), *codec.kernel_args, out)
+    return out, int(n_clipped), float(total)
+
+
 class SoftStitcher:
     """
     Blend overlapping window predictions into one image.
@@ -125,6 +144,10 @@ class SoftStitcher:
         dtype (str): accumulator, 'float32' or 'float64'.
         memmap (None | bool | PathLike): see :class:`~cocoseg.stitch.canvas.Canvas`.
         device (str | torch.device): 'numpy' or a torch device.
+        memory_budget (int | None): bytes of blocks in RAM, with a sink; what
+            is beyond waits in a file without a name.
+        spill_dir (PathLike | None): folder for that file; None is the
+            system's temporary folder.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
@@ -146,11 +169,16 @@ class SoftStitcher:
 
     def __init__(self, shape, windows=None, *, sink=None, expected_minmax=None,
                  quantize_dtype=np.int16, blocksize=256, profile='linear',
-                 dtype='float32', memmap=None, device='numpy'):
+                 dtype='float32', memmap=None, device='numpy', memory_budget=None,
+                 spill_dir=None):
         self._dims, self._n_bands = _check_shape(shape)
         self._canvas_options = {'dtype': check_dtype(dtype).name, 'memmap': memmap,
                                 'device': device}
         check_canvas_options(device, memmap)
+        if memory_budget is not None and (sink is None or memmap or str(device) != 'numpy'):
+            raise OptionError(f'memory_budget={memory_budget!r} is for streaming to a sink from '
+                              'RAM; give a sink, and no memmap or device')
+        self._memory_budget, self._spill_dir = memory_budget, spill_dir
         get_profile(profile)
         self._profile = profile
         self._codec = None
@@ -325,12 +353,19 @@ class SoftStitcher:
 
     def _ensure_canvas(self, n_bands):
         if self._canvas is None:
-            self._canvas = make_canvas((*self._dims, n_bands), **self._canvas_options)
+            self._canvas = self._make_canvas((*self._dims, n_bands))
             self._n_bands = n_bands
         elif n_bands != self._n_bands:
             # Two first windows raced; the loser is checked here.
             raise BandCountError(f'data has {n_bands} bands but this image has {self._n_bands}')
         return self._canvas
+
+    def _make_canvas(self, shape):
+        options = self._canvas_options
+        if self._sink is None or str(options['device']) != 'numpy' or options['memmap']:
+            return make_canvas(shape, **options)
+        return BlockCanvas(shape, self._coverage.blocks, options['dtype'], self._memory_budget,
+                           self._spill_dir)
 
     # ---- finished data -----------------------------------------------------
 
@@ -360,11 +395,7 @@ class SoftStitcher:
         Returns:
             ndarray: accumulator dtype, shape (h, w, C), NaN where no data.
         """
-        from cocoseg.stitch import kernels
-        sums, weights = self._get_canvas().read(window)
-        out = np.empty(sums.shape, sums.dtype)
-        kernels._kernel_normalize(sums, weights, out)
-        return out
+        return _normalize(*self._get_canvas().read(window))
 
     def encode(self, codec, window, out=None):
         """
@@ -379,18 +410,12 @@ class SoftStitcher:
             tuple[ndarray, int, float]: codes (h, w, C), how many values were
             clipped, and the sum of all valid values.
         """
-        from cocoseg.stitch import kernels
-        sums, weights = self._get_canvas().read(window)
-        if out is None:
-            out = np.empty(sums.shape, codec.dtype)
-        n_clipped, total = kernels._kernel_normalize_encode(
-            np.ascontiguousarray(sums), np.ascontiguousarray(weights), *codec.kernel_args, out)
-        return out, int(n_clipped), float(total)
+        return _encode(codec, *self._get_canvas().read(window), out)
 
-    def _make_block(self, window):
+    def _make_block(self, arrays):
         if self._codec is not None:
-            return self.encode(self._codec, window)[0]
-        return self.read(window)
+            return _encode(self._codec, *arrays)[0]
+        return _normalize(*arrays)
 
     def _send(self, indices):
         """Hand final blocks to the sink; a block whose write fails stays ours."""
@@ -398,16 +423,20 @@ class SoftStitcher:
             with self._lock:
                 if index not in self._unsent:
                     continue
+                block = self._coverage.blocks.get(index)
+                arrays = self._get_canvas().take(block)
                 self._unsent.discard(index)
                 self._n_sending += 1
-            core = self._coverage.blocks.get(index).core
             sent = False
             try:
-                self._sink.write_block(core, self._make_block(core))
+                self._sink.write_block(block.core, self._make_block(arrays))
                 sent = True
             finally:
                 with self._lock:
-                    if not sent:
+                    if sent:
+                        self._canvas.recycle(arrays)
+                    else:
+                        self._canvas.give_back(block, arrays)
                         self._unsent.add(index)
                     self._n_sending -= 1
                     self._sent.notify_all()

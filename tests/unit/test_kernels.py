@@ -60,10 +60,12 @@ def test_add_separable(dtype, n_bands, pattern):
         actual, expected = start_canvas(rng, n_bands, dtype)
         height, width = rng.randint(1, 20), rng.randint(1, 80)
         y0, x0 = rng.randint(0, 24 - height), rng.randint(0, 90 - width)
-        data = make_data(rng, (height, width, n_bands), dtype, pattern)
+        dx, rest = rng.randint(0, 4, 2)
+        data = make_data(rng, (height, dx + width + rest, n_bands), dtype, pattern)
         rows, columns = rng.rand(height).astype(dtype), rng.rand(width).astype(dtype)
-        counts = kernels._kernel_add(*actual, y0, x0, data.reshape(height, -1), rows, columns)
-        assert counts == reference_add(*expected, y0, x0, data, rows[:, None] * columns)
+        counts = kernels._kernel_add(*actual, y0, x0, data.reshape(height, -1), dx, rows, columns)
+        part = data[:, dx:dx + width]
+        assert counts == reference_add(*expected, y0, x0, part, rows[:, None] * columns)
         assert_same_canvas(actual, expected, dtype)
 
 
@@ -76,11 +78,13 @@ def test_add_dense(dtype, n_bands, pattern):
         actual, expected = start_canvas(rng, n_bands, dtype)
         height, width = rng.randint(1, 20), rng.randint(1, 80)
         y0, x0 = rng.randint(0, 24 - height), rng.randint(0, 90 - width)
-        data = make_data(rng, (height, width, n_bands), dtype, pattern)
-        weights = rng.rand(height, width).astype(dtype) * (rng.rand(height, width) > 0.1)
-        counts = kernels._kernel_add_dense(*actual, y0, x0, data.reshape(height, -1), weights,
-                                           np.repeat(weights, n_bands, axis=1))
-        assert counts == reference_add(*expected, y0, x0, data, weights)
+        dx, rest = rng.randint(0, 4, 2)
+        data = make_data(rng, (height, dx + width + rest, n_bands), dtype, pattern)
+        weights = rng.rand(*data.shape[:2]).astype(dtype) * (rng.rand(*data.shape[:2]) > 0.1)
+        counts = kernels._kernel_add_dense(*actual, y0, x0, data.reshape(height, -1), dx, width,
+                                           weights, np.repeat(weights, n_bands, axis=1))
+        part = slice(dx, dx + width)
+        assert counts == reference_add(*expected, y0, x0, data[:, part], weights[:, part])
         assert_same_canvas(actual, expected, dtype)
 
 
@@ -94,8 +98,8 @@ def test_one_bad_value_is_found_wherever_it_is(dtype, value):
         for position in range(width * n_bands):
             data = np.ones((1, width * n_bands), dtype)
             data[0, position] = value
-            for kernel, weights in [(kernels._kernel_add, (rows, columns)),
-                                    (kernels._kernel_add_dense, (dense, expanded))]:
+            for kernel, weights in [(kernels._kernel_add, (0, rows, columns)),
+                                    (kernels._kernel_add_dense, (0, width, dense, expanded))]:
                 sums, totals = np.zeros_like(data), np.zeros((1, width), dtype)
                 assert kernel(sums, totals, 0, 0, data, *weights) == (width - 1, 1)
                 missing = np.arange(width) == position // n_bands
@@ -108,7 +112,7 @@ def test_huge_and_tiny_values_are_not_invalid(dtype):
     info = np.finfo(dtype)
     data = np.array([[info.max, -info.max, info.tiny, info.smallest_subnormal, -0.0]], dtype)
     sums, weights = np.zeros_like(data), np.zeros_like(data)
-    counts = kernels._kernel_add(sums, weights, 0, 0, data, np.ones(1, dtype), np.ones(5, dtype))
+    counts = kernels._kernel_add(sums, weights, 0, 0, data, 0, np.ones(1, dtype), np.ones(5, dtype))
     assert counts == (5, 0)
     assert np.array_equal(sums, data)
 
