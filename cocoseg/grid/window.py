@@ -93,8 +93,9 @@ class Window:
     x1: int
 
     def __post_init__(self):
-        for name in ('y0', 'x0', 'y1', 'x1'):
-            object.__setattr__(self, name, as_int(getattr(self, name), name))
+        if not (type(self.y0) is type(self.x0) is type(self.y1) is type(self.x1) is int):
+            for name in ('y0', 'x0', 'y1', 'x1'):
+                object.__setattr__(self, name, as_int(getattr(self, name), name))
         if self.y1 < self.y0 or self.x1 < self.x0:
             raise CoverageError(
                 f'{self} ends before it starts; give it as start <= stop')

@@ -85,46 +85,51 @@ class BlockCanvas:
         added = invalid = 0
         # All blocks are here before the first is changed: an error of the spill
         # file leaves the window out as a whole.
-        parts = [(block, part, self._touch(block)) for block, part in
-                 self._iter_parts(Window(y0, x0, y0 + height, x0 + width))]
+        parts = [(*part, self._touch(part[0])) for part in
+                 self._iter_parts(y0, x0, y0 + height, x0 + width)]
         self._keep_budget(len(parts))
-        for block, part, (sums, plane) in parts:
-            at = part.within(block.core)
-            inside = part.shift(-y0, -x0)
-            lines = slice(inside.y0, inside.y1)
+        for _, (ya, xa, yb, xb), (by, bx), (sums, plane) in parts:
+            lines, dx = slice(ya - y0, yb - y0), xa - x0
             if expanded is None:
                 counts = kernels._kernel_add(
-                    sums, plane, at.y0, at.x0, flat[lines], inside.x0, rows[lines],
-                    columns[inside.x0:inside.x1])
+                    sums, plane, ya - by, xa - bx, flat[lines], dx, rows[lines],
+                    columns[dx:dx + xb - xa])
             else:
                 counts = kernels._kernel_add_dense(
-                    sums, plane, at.y0, at.x0, flat[lines], inside.x0, part.shape[1],
-                    rows[lines], expanded[lines])
+                    sums, plane, ya - by, xa - bx, flat[lines], dx, xb - xa, rows[lines],
+                    expanded[lines])
             added, invalid = added + counts[0], invalid + counts[1]
         return added, invalid
 
-    def _iter_parts(self, window):
-        """Yield the blocks that a window touches, each with the common part."""
-        rows, columns = self._blocks.touched_by(window)
-        for row in range(rows.start, rows.stop):
-            for column in range(columns.start, columns.stop):
-                block = self._blocks.get((row, column))
-                yield block, window.intersect(block.core)
+    def _iter_parts(self, y0, x0, y1, x1):
+        """
+        Yield the blocks that a rectangle touches.
 
-    def _touch(self, block):
+        As (index, the common part (y0, x0, y1, x1), origin of the block); plain
+        numbers, because this runs for every window.
+        """
+        height, width = self._blocks.block
+        for row in range(y0 // height, -(-y1 // height)):
+            by = row * height
+            ya, yb = max(y0, by), min(y1, by + height)
+            for column in range(x0 // width, -(-x1 // width)):
+                bx = column * width
+                yield ((row, column), (ya, max(x0, bx), yb, min(x1, bx + width)), (by, bx))
+
+    def _touch(self, index):
         """Return the arrays of a block, made or fetched if they are not in RAM."""
-        arrays = self._live.get(block.index)
+        arrays = self._live.get(index)
         if arrays is not None:
-            self._live.move_to_end(block.index)
+            self._live.move_to_end(index)
             return arrays
-        arrays = self._make(block)
-        self._store.fetch(block.index, arrays)
-        self._live[block.index] = arrays
+        arrays = self._make(self._blocks.get(index).core.shape)
+        self._store.fetch(index, arrays)
+        self._live[index] = arrays
         return arrays
 
-    def _make(self, block):
+    def _make(self, shape):
         """Return zeroed arrays for a block, used ones where they fit."""
-        height, width = block.core.shape
+        height, width = shape
         shapes = (height, width * self.shape[2]), (height, width)
         for position, arrays in enumerate(self._pool):
             if tuple(array.shape for array in arrays) == shapes:
@@ -157,7 +162,7 @@ class BlockCanvas:
             tuple[ndarray, ndarray]: sums (h, w, C) and weights (h, w); zeros
             if no window ever touched it.
         """
-        sums, weights = self._touch(block)
+        sums, weights = self._touch(block.index)
         del self._live[block.index]
         return sums.reshape(*block.core.shape, self.shape[2]), weights
 
@@ -176,14 +181,15 @@ class BlockCanvas:
         """Return copies of (sums (h, w, C), weights (h, w)) of a window."""
         sums = np.zeros((*window.shape, self.shape[2]), self.dtype)
         weights = np.zeros(window.shape, self.dtype)
-        for block, part in self._iter_parts(window):
-            if block.index not in self._live and block.index not in self._store:
+        for index, (ya, xa, yb, xb), (by, bx) in self._iter_parts(
+                window.y0, window.x0, window.y1, window.x1):
+            if index not in self._live and index not in self._store:
                 continue
-            block_sums, block_weights = self._touch(block)
+            block_sums, block_weights = self._touch(index)
             self._keep_budget(1)
-            source, target = part.within(block.core).slices, part.within(window).slices
-            shape = (*block.core.shape, self.shape[2])
-            sums[target] = block_sums.reshape(shape)[source]
+            source = (slice(ya - by, yb - by), slice(xa - bx, xb - bx))
+            target = (slice(ya - window.y0, yb - window.y0), slice(xa - window.x0, xb - window.x0))
+            sums[target] = block_sums.reshape(*block_weights.shape, self.shape[2])[source]
             weights[target] = block_weights[source]
         return sums, weights
 
