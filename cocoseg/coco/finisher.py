@@ -153,10 +153,12 @@ class Finisher:
         queue are not ours to raise, and must not end the wait early.
         """
         with self._lock:
-            tasks, self._tasks = self._tasks, []
+            # Kept in the list, for whoever waits at the same time.
+            tasks = [task for task in self._tasks if not task.is_finished]
         for task in tasks:
-            if not task.is_finished:
-                self._wait_for(task)
+            self._wait_for(task)
+        with self._lock:
+            self._tasks = [task for task in self._tasks if task not in tasks]
 
     def _wait_for(self, task):
         try:

@@ -31,11 +31,11 @@ class CocoStitchingManager:
     """
     Stitch window predictions into assets of the images of a kwcoco dataset.
 
-    A drop-in for ``geowatch.tasks.fusion.coco_stitcher.CocoStitchingManager``.
-    Give it windows with :meth:`accumulate_image`, in any order and from any
-    thread; hand finished images to the writer with
-    :meth:`submit_finalize_image`; end with :meth:`close` or a ``with`` block,
-    which writes what is left. Save the manifest with :meth:`dump`.
+    A drop-in for geowatch's ``CocoStitchingManager``. Give it windows with
+    :meth:`accumulate_image`, in any order and from any thread; hand finished
+    images to the writer with :meth:`submit_finalize_image`; end with
+    :meth:`close` or a ``with`` block, which writes what is left. Save the
+    manifest with :meth:`dump`.
 
     An asset is written to a temporary file, flushed, verified, renamed, noted
     in the journal, and only then registered. If that fails, nothing of it is
@@ -353,7 +353,7 @@ class CocoStitchingManager:
 
     def mark_ready(self, image_id):
         """
-        Say that no more windows will come for an image.
+        Say that an image is complete, until another window comes for it.
 
         Raises:
             NothingAccumulatedError: if none ever came.

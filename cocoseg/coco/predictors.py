@@ -52,7 +52,11 @@ def load_predictor(spec, trusted=()):
         raise OptionError(f'predictor={spec!r} cannot be imported: {ex}; is its folder on '
                           'PYTHONPATH?') from ex
     if isinstance(predictor, type):
-        predictor = predictor()
+        try:
+            predictor = predictor()
+        except TypeError as ex:
+            raise OptionError(f'predictor={spec!r} cannot be made without arguments ({ex}); name '
+                              'a ready object of its module instead') from ex
     if not callable(predictor):
         raise OptionError(f'predictor={spec!r} is {predictor!r}, which cannot be called')
     return predictor

@@ -173,3 +173,16 @@ def test_a_classifier_without_probabilities_is_refused():
         EstimatorPredictor(LinearSVC().fit(pixels, pixels[:, 0] > 0.5))
     with pytest.raises(OptionError):
         EstimatorPredictor('not an estimator')
+
+
+class NeedsArguments:
+    """A predictor that cannot be made from its name alone."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+def test_a_class_that_needs_arguments_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'needy', sys.modules[__name__])
+    with pytest.raises(OptionError, match='without arguments'):
+        load_predictor('needy:NeedsArguments')
