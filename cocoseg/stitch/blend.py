@@ -239,9 +239,14 @@ class BlendPlan:
 
     @staticmethod
     def _compute_irregular(windows, profile):
+        import shapely
+        windows = list(dict.fromkeys(windows))
+        boxes = shapely.box(*np.array([(w.x0, w.y0, w.x1, w.y1) for w in windows]).T)
+        tree = shapely.STRtree(boxes)
         weights = {}
-        for window in set(windows):
-            depths_y, depths_x = _side_depths(window, windows)
+        for window, box in zip(windows, boxes):
+            near = [windows[index] for index in tree.query(box)]
+            depths_y, depths_x = _side_depths(window, near)
             weights[window] = (_tapered(window.shape[0], *depths_y, profile),
                                _tapered(window.shape[1], *depths_x, profile))
         return weights

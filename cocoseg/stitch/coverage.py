@@ -43,6 +43,7 @@ class Coverage:
     def __init__(self, shape, windows=None, blocks=None):
         self.shape = tuple(shape[:2])
         self.blocks = blocks
+        self.low_water = 0
         self.n_received = 0
         self.received = set()
         self._pending = None
@@ -78,6 +79,10 @@ class Coverage:
                 'windows are in pixels of the stitched asset, negative means outside')
         return inside
 
+    def advance(self, row):
+        """Note that windows only touch ``row`` and below from now on; it never goes back."""
+        self.low_water = max(self.low_water, row)
+
     @property
     def is_declared(self):
         """True if the windows to come are known."""
@@ -104,8 +109,12 @@ class Coverage:
         Raise unless this clipped window may come now.
 
         Raises:
-            CoverageError: if it was not declared, or came already.
+            CoverageError: if it was not declared, came already, or reaches
+                above the rows that are final.
         """
+        if inside.y0 < self.low_water:
+            raise CoverageError(f'{inside} reaches above row {self.low_water}, which was declared '
+                                'final; advance only past rows that no window will touch')
         if self._pending is not None and inside not in self._pending:
             raise CoverageError(
                 f'{inside} was not declared or was already received '

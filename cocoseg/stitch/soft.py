@@ -21,6 +21,7 @@ from cocoseg.stitch.blend import BlendPlan, get_profile
 from cocoseg.stitch.block_canvas import BlockCanvas
 from cocoseg.stitch.canvas import check_canvas_options, check_dtype, make_canvas
 from cocoseg.stitch.coverage import Coverage
+from cocoseg.stitch.products import compute_mean, encode_mean
 from cocoseg.stitch.quantize import Quantization
 
 # Rows that are normalized at a time: about 8 MB of float32 for 4096 x 5.
@@ -97,24 +98,6 @@ def iter_strips(shape):
     rows = max(1, _STRIP_PIXELS // max(width, 1))
     for y in range(0, height, rows):
         yield Window(y, 0, min(y + rows, height), width)
-
-
-def _normalize(sums, weights):
-    """Return the means (h, w, C), NaN where no weight."""
-    from cocoseg.stitch import kernels
-    out = np.empty(sums.shape, sums.dtype)
-    kernels._kernel_normalize(sums, weights, out)
-    return out
-
-
-def _encode(codec, sums, weights, out=None):
-    """Return (codes (h, w, C), clipped count, sum) of the means."""
-    from cocoseg.stitch import kernels
-    if out is None:
-        out = np.empty(sums.shape, codec.dtype)
-    n_clipped, total = kernels._kernel_normalize_encode(
-        np.ascontiguousarray(sums), np.ascontiguousarray(weights), *codec.kernel_args, out)
-    return out, int(n_clipped), float(total)
 
 
 class SoftStitcher:
@@ -367,6 +350,31 @@ class SoftStitcher:
         return BlockCanvas(shape, self._coverage.blocks, options['dtype'], self._memory_budget,
                            self._spill_dir)
 
+    def advance(self, row):
+        """
+        Say that no window will reach above ``row`` any more, and send what is final.
+
+        For windows that were not declared and come roughly top to bottom.
+
+        Args:
+            row (int): first row that windows may still touch, px.
+
+        Raises:
+            OptionError: without a sink, or if windows were declared.
+            ImageClosedError: if the image was already finalized.
+            Exception: whatever the sink raises; ``finalize`` offers the block again.
+        """
+        if self._sink is None or self.is_declared:
+            raise OptionError('advance is for streaming undeclared windows to a sink; declared '
+                              'windows are counted')
+        with self._lock:
+            self._check_open(f'row {row}')
+            self._coverage.advance(row)
+            blocks = self._coverage.blocks
+            final = [index for index in sorted(self._unsent)
+                     if blocks.get(index).core.y1 <= row] if self._canvas else []
+        self._send(final)
+
     # ---- finished data -----------------------------------------------------
 
     def seal(self):
@@ -395,7 +403,7 @@ class SoftStitcher:
         Returns:
             ndarray: accumulator dtype, shape (h, w, C), NaN where no data.
         """
-        return _normalize(*self._get_canvas().read(window))
+        return compute_mean(*self._get_canvas().read(window))
 
     def encode(self, codec, window, out=None):
         """
@@ -410,12 +418,12 @@ class SoftStitcher:
             tuple[ndarray, int, float]: codes (h, w, C), how many values were
             clipped, and the sum of all valid values.
         """
-        return _encode(codec, *self._get_canvas().read(window), out)
+        return encode_mean(codec, *self._get_canvas().read(window), out)
 
     def _make_block(self, arrays):
         if self._codec is not None:
-            return _encode(self._codec, *arrays)[0]
-        return _normalize(*arrays)
+            return encode_mean(self._codec, *arrays)[0]
+        return compute_mean(*arrays)
 
     def _send(self, indices):
         """Hand final blocks to the sink; a block whose write fails stays ours."""

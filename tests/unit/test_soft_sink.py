@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cocoseg import BlockGrid, SoftStitcher, Window, WindowGrid
-from cocoseg.errors import CanvasError, ImageClosedError
+from cocoseg.errors import CanvasError, CoverageError, ImageClosedError, OptionError
 from cocoseg.protocols import FailingSink, MemorySink
 
 PATIENCE = 30  # seconds until a hang becomes a failure
@@ -211,3 +211,41 @@ def test_a_full_disk_leaves_the_stitcher_usable(tmp_path, monkeypatch):
     assert stitcher.pending == [Window(0, 0, 4, 4)]
     stitcher.add(None, np.ones((4, 4)))
     assert (stitcher.finalize() == 1).all()
+
+
+# ---- a low-water mark instead of a declaration --------------------------------
+
+def test_advance_sends_what_lies_above():
+    image = RNG.rand(40, 12, 2).astype('f4')
+    sink = MemorySink()
+    stitcher = SoftStitcher(image.shape, sink=sink, blocksize=8)
+    stitcher.advance(0)
+    for y in range(0, 40, 4):
+        window = Window(y, 0, min(y + 8, 40), 12)
+        stitcher.add(window, image[window.slices])
+        stitcher.advance(y + 4)
+        rows = {block.y0 for block in sink.blocks}
+        assert rows == set(range(0, (y + 4) // 8 * 8, 8))
+    assert stitcher.nbytes <= 4 * 8 * 8 * 3 * 4
+    stitcher.finalize()
+    assert np.allclose(sink.as_array(), image, atol=1e-6)
+
+
+def test_after_advance_no_window_may_reach_up():
+    stitcher = SoftStitcher((20, 4), sink=MemorySink(), blocksize=4)
+    stitcher.add(Window(0, 0, 8, 4), np.ones((8, 4)))
+    stitcher.advance(6)
+    stitcher.advance(2)
+    with pytest.raises(CoverageError, match='above row 6'):
+        stitcher.add(Window(5, 0, 9, 4), np.ones((4, 4)))
+    stitcher.add(Window(6, 0, 9, 4), np.ones((3, 4)))
+    stitcher.finalize()
+    with pytest.raises(ImageClosedError):
+        stitcher.advance(7)
+
+
+def test_advance_needs_a_stream_without_declaration():
+    for stitcher in (SoftStitcher((4, 4)), SoftStitcher((4, 4), [Window(0, 0, 4, 4)],
+                                                        sink=MemorySink())):
+        with pytest.raises(OptionError, match='advance'):
+            stitcher.advance(2)
