@@ -71,9 +71,13 @@ class Coverage:
         Raises:
             CoverageError: if there is none.
         """
-        inside = Window.coerce(window, self.shape).clip(self.shape)
+        window = Window.coerce(window, self.shape)
+        height, width = self.shape
+        # Nearly every window; the general way costs more than a small add.
+        if 0 <= window.y0 < window.y1 <= height and 0 <= window.x0 < window.x1 <= width:
+            return window
+        inside = window.clip(self.shape)
         if inside.is_empty:
-            height, width = self.shape
             raise CoverageError(
                 f'{window} has no pixel in the image of height {height} and width {width}; '
                 'windows are in pixels of the stitched asset, negative means outside')
@@ -100,9 +104,10 @@ class Coverage:
 
     def find_declared(self, window, inside):
         """Return the declared window that is this one, at least inside the image."""
-        self.check_expected(inside)
-        same = self._declared[inside]
-        return window if window in same else same[0]
+        same = self._declared.get(inside)
+        if same is None:
+            self.check_expected(inside)
+        return same[0] if len(same) == 1 or window not in same else window
 
     def check_expected(self, inside):
         """
@@ -127,8 +132,15 @@ class Coverage:
 
         Returns:
             list[tuple[int, int]]: indices of the blocks that became final.
+
+        Raises:
+            CoverageError: see :meth:`check_expected`.
         """
         self.check_expected(inside)
+        return self.count(inside)
+
+    def count(self, inside):
+        """Count one clipped window that was just checked; see :meth:`receive`."""
         self.n_received += 1
         self.received.add(inside)
         if self._pending is None:

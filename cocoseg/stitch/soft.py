@@ -7,6 +7,7 @@ blocks to a sink or the whole array to the caller.
 """
 from __future__ import annotations
 
+import functools
 import operator
 import threading
 
@@ -73,6 +74,12 @@ def check_weights(weights, window, dtype='float32'):
         raise WeightError(
             f'weights for {window} lie in {weights.min()} … {weights.max()}; '
             'they must be finite and not negative')
+
+
+@functools.lru_cache(maxsize=64)
+def _unit_weights(shape, dtype):
+    """Return separable weights of 1; shared, the kernels only read them."""
+    return tuple(np.ones(size, dtype) for size in shape)
 
 
 def _check_shape(shape):
@@ -278,7 +285,7 @@ class SoftStitcher:
             canvas = self._ensure_canvas(data.shape[2])
             added, invalid = canvas.add(inside.y0, inside.x0, data, weights)
             self.n_invalid += invalid
-            final = self._coverage.receive(inside)
+            final = self._coverage.count(inside)
         self._send(final)
         return added
 
@@ -318,15 +325,16 @@ class SoftStitcher:
             check_weights(weights, full, self._canvas_options['dtype'])
             return weights if inside == full else weights[inside.within(full).slices]
         if self._windows is None:
-            dtype = self._canvas_options['dtype']
-            return tuple(np.ones(size, dtype) for size in inside.shape)
+            return _unit_weights(inside.shape, self._canvas_options['dtype'])
         with self._lock:
             if self._plan is None:
                 self._plan = BlendPlan(self._windows, self._profile)
             declared = self._coverage.find_declared(full, inside)
         rows, columns = self._plan.get_weights(declared)
-        crop = inside.within(declared).slices
-        return rows[crop[0]], columns[crop[1]]
+        if declared != inside:
+            crop = inside.within(declared).slices
+            rows, columns = rows[crop[0]], columns[crop[1]]
+        return rows, columns
 
     def _check_open(self, window):
         if self._sealed:
@@ -352,9 +360,7 @@ class SoftStitcher:
 
     def advance(self, row):
         """
-        Say that no window will reach above ``row`` any more, and send what is final.
-
-        For windows that were not declared and come roughly top to bottom.
+        Say that undeclared windows stay below ``row``, and send what is final.
 
         Args:
             row (int): first row that windows may still touch, px.
@@ -362,7 +368,6 @@ class SoftStitcher:
         Raises:
             OptionError: without a sink, or if windows were declared.
             ImageClosedError: if the image was already finalized.
-            Exception: whatever the sink raises; ``finalize`` offers the block again.
         """
         if self._sink is None or self.is_declared:
             raise OptionError('advance is for streaming undeclared windows to a sink; declared '
