@@ -6,8 +6,10 @@ Sphinx is needed but for the last test.
 """
 import importlib
 import inspect
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -322,3 +324,10 @@ def test_sphinx_builds_without_a_warning(tmp_path):
          str(DOCS), str(tmp_path / 'html')], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'html' / 'index.html').exists()
+
+
+def test_readme_shows_the_stored_result():
+    report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
+    result = json.loads(report['RESULT'].read_text())
+    assert report['render_table'](result) in read_page('README.rst')
+    assert f'medians of {result["rounds"]}' in read_page('README.rst')
