@@ -62,8 +62,9 @@ def _choose_codec(options, stitcher):
         return None
     minmax = options.expected_minmax
     if minmax is None:
+        weights = stitcher.weights
         ranges = [compute_range(stitcher.read(strip)) for strip in iter_strips(stitcher.shape)
-                  if stitcher.weights[strip.slices].any()]
+                  if weights[strip.slices].any()]
         minmax = (min(low for low, _ in ranges), max(high for _, high in ranges)) \
             if ranges else (0, 1)
     return Quantization(*minmax, dtype=options.quantize_dtype, orig_dtype=options.dtype)

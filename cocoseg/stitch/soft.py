@@ -168,6 +168,8 @@ class SoftStitcher:
         if memory_budget is not None and (sink is None or memmap or str(device) != 'numpy'):
             raise OptionError(f'memory_budget={memory_budget!r} is for streaming to a sink from '
                               'RAM; give a sink, and no memmap or device')
+        if spill_dir is not None and memory_budget is None:
+            raise OptionError(f'spill_dir={spill_dir!r} is only used with a memory_budget')
         self._memory_budget, self._spill_dir = memory_budget, spill_dir
         get_profile(profile)
         self._profile = profile
@@ -233,11 +235,6 @@ class SoftStitcher:
     def is_complete(self):
         """True if windows were declared and all of them came."""
         return self._coverage.is_complete
-
-    @property
-    def is_sealed(self):
-        """True if no more data is accepted."""
-        return self._sealed
 
     @property
     def pending(self):
@@ -457,7 +454,9 @@ class SoftStitcher:
     def _send_rest(self):
         """Hand over every block that is left, also those that fail meanwhile elsewhere."""
         while True:
-            self._send(sorted(self._unsent))
+            with self._lock:
+                rest = sorted(self._unsent)
+            self._send(rest)
             with self._lock:
                 self._sent.wait_for(lambda: self._n_sending == 0)
                 if not self._unsent:

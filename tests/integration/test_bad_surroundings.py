@@ -18,28 +18,7 @@ import pytest
 from cocoseg import CocoStitchingManager, predict_dataset
 from cocoseg.errors import AssetWriteError, CocosegError, ManifestError
 
-from ..builders import (GOOD, LEFT, RIGHT, finish_right, make_two_images, making_managers,
-                        put_in_state)
-
-
-@pytest.fixture
-def dset(tmp_path):
-    """Two images without pixels."""
-    return make_two_images(tmp_path / 'bundle')
-
-
-@pytest.fixture
-def make_manager(dset):
-    """Return a function that makes a manager, which is closed after the test."""
-    with making_managers(dset) as make:
-        yield make
-
-
-@pytest.fixture
-def manager(make_manager):
-    """A manager of the two images with the channels x and y."""
-    return make_manager()
-
+from ..builders import GOOD, LEFT, RIGHT, finish_right, put_in_state
 
 # ---- datasets --------------------------------------------------------------
 

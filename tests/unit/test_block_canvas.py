@@ -107,6 +107,8 @@ def test_a_budget_needs_a_stream():
     for options in [{}, {'sink': MemorySink(), 'memmap': True}]:
         with pytest.raises(OptionError, match='memory_budget'):
             SoftStitcher((4, 4), memory_budget=100, **options)
+    with pytest.raises(OptionError, match='spill_dir'):
+        SoftStitcher((4, 4), sink=MemorySink(), spill_dir='.')
 
 
 @pytest.mark.parametrize('budget', [None, 0, 5 * BLOCK_NBYTES])
