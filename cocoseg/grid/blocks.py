@@ -79,9 +79,10 @@ class BlockGrid:
     def get(self, index):
         """Return the block at (row, column)."""
         (row, column), (height, width) = index, self.block
-        core = Window(row * height, column * width,
-                      (row + 1) * height, (column + 1) * width).clip(self.shape)
-        return Block((row, column), core, core.pad(self.halo).clip(self.shape))
+        core = Window(row * height, column * width, min((row + 1) * height, self.shape[0]),
+                      min((column + 1) * width, self.shape[1]))
+        read = core.pad(self.halo).clip(self.shape) if any(self.halo) else core
+        return Block((row, column), core, read)
 
     def __iter__(self):
         rows, columns = self.grid_shape
@@ -98,3 +99,27 @@ class BlockGrid:
         height, width = self.block
         return (slice(window.y0 // height, -(-window.y1 // height)),
                 slice(window.x0 // width, -(-window.x1 // width)))
+
+    def iter_parts(self, y0, x0, y1, x1):
+        """
+        Yield the common part of a rectangle with each block that it touches.
+
+        Plain numbers instead of windows, because stitchers call this for every
+        window. The rectangle must lie inside the image.
+
+        Yields:
+            tuple: index of the block, the part (y0, x0, y1, x1), and the
+            origin of the block (y, x); all but the index in image px.
+
+        Example:
+            >>> grid = BlockGrid((5, 7), block=4)
+            >>> list(grid.iter_parts(1, 2, 3, 6))
+            [((0, 0), (1, 2, 3, 4), (0, 0)), ((0, 1), (1, 4, 3, 6), (0, 4))]
+        """
+        height, width = self.block
+        for row in range(y0 // height, -(-y1 // height)):
+            by = row * height
+            ya, yb = max(y0, by), min(y1, by + height)
+            for column in range(x0 // width, -(-x1 // width)):
+                bx = column * width
+                yield ((row, column), (ya, max(x0, bx), yb, min(x1, bx + width)), (by, bx))

@@ -6,9 +6,14 @@ It is a plan, made before any pixel is read.
 """
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
-from cocoseg.errors import OptionError
+import numpy as np
+
+from cocoseg.errors import CoverageError, OptionError
+from cocoseg.grid.area import Area
 from cocoseg.grid.window import Window, as_pair
 
 FITS = ('balanced', 'flush')
@@ -66,6 +71,11 @@ class WindowGrid:
     Iterating gives :class:`Window` in row-major order. An image smaller than
     the window gets one window that overhangs it: readers pad, stitchers clip.
 
+    With an area of interest the windows that do not touch it are left out. The
+    others stay where they are, and every pixel of the area is in the same
+    windows as without it. Rows, columns and ``grid_shape`` are always those of
+    the full grid.
+
     Args:
         shape (tuple[int, int]): (H, W) of the image, px; a third entry is ignored.
         window (int | tuple[int, int]): (h, w) of a window, px.
@@ -73,9 +83,14 @@ class WindowGrid:
             0 <= overlap < window.
         fit (str): 'balanced' spreads the windows evenly, so that no two nearly
             coincide at the border; 'flush' moves only the last one back.
+        area (Area | shapely.Polygon | kwimage.Polygon | dict | None): an area
+            of interest in pixels, see :meth:`Area.coerce
+            <cocoseg.grid.area.Area.coerce>`. None is the whole image.
 
     Raises:
-        OptionError: for a size below 1, or an overlap outside [0, window).
+        OptionError: for a size below 1, an overlap outside [0, window), or an
+            area that is no valid polygon.
+        CoverageError: if the area touches no pixel of the image.
 
     Example:
         >>> from cocoseg import WindowGrid
@@ -84,12 +99,18 @@ class WindowGrid:
         (6, (3, 2))
         >>> list(grid)[:2]
         [Window(y=0:40, x=0:64), Window(y=0:40, x=26:90)]
+        >>> import shapely
+        >>> corner = shapely.Polygon([(90, 0), (90, 35), (70, 0)])      # x, y
+        >>> part = WindowGrid((100, 90), window=(40, 64), overlap=8, area=corner)
+        >>> list(part), list(grid)[0] in part
+        ([Window(y=0:40, x=26:90), Window(y=30:70, x=26:90)], False)
     """
 
     shape: tuple[int, int]
     window: tuple[int, int]
     overlap: tuple[int, int] = (0, 0)
     fit: str = 'balanced'
+    area: Area | None = None
 
     def __post_init__(self):
         put = object.__setattr__
@@ -106,29 +127,60 @@ class WindowGrid:
                     f'window={self.window}, per axis, in pixels')
         if self.fit not in FITS:
             raise OptionError(f'fit={self.fit!r} is unknown; use one of {FITS}')
+        if self.area is not None:
+            put(self, 'area', Area.coerce(self.area))
+            if not self.area.touches(Window.from_shape(self.shape)):
+                height, width = self.shape
+                raise CoverageError(
+                    f'{self.area} touches no pixel of the image of height {height} and width '
+                    f'{width}; give it in pixels of this image, x first')
+
+    def __getstate__(self):
+        # Without what was computed on the way, so that equal grids pickle alike.
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
     @property
     def row_starts(self):
-        """First rows of the windows, ascending."""
+        """First rows of the windows of the full grid, ascending."""
         return compute_starts(self.shape[0], self.window[0], self.overlap[0], self.fit)
 
     @property
     def column_starts(self):
-        """First columns of the windows, ascending."""
+        """First columns of the windows of the full grid, ascending."""
         return compute_starts(self.shape[1], self.window[1], self.overlap[1], self.fit)
 
     @property
     def grid_shape(self):
-        """(rows, columns) of windows."""
+        """(rows, columns) of windows of the full grid."""
         return (len(self.row_starts), len(self.column_starts))
 
+    @functools.cached_property
+    def _chosen(self):
+        """The windows that touch the area, as a tuple; None without an area."""
+        if self.area is None:
+            return None
+        starts = np.meshgrid(self.row_starts, self.column_starts, indexing='ij')
+        y, x = (start.ravel() for start in starts)
+        (height, width), (bottom, right) = self.window, self.shape
+        # What a window sees beyond the image is no reason to keep it.
+        edges = [y, x, np.minimum(y + height, bottom), np.minimum(x + width, right)]
+        found = self.area.find(np.stack(edges, axis=1))
+        return tuple(Window(y, x, y + height, x + width)
+                     for y, x in zip(y[found].tolist(), x[found].tolist()))
+
     def __len__(self):
+        if self._chosen is not None:
+            return len(self._chosen)
         rows, columns = self.grid_shape
         return rows * columns
 
     def __iter__(self):
-        height, width = self.window
-        columns = self.column_starts
-        for y in self.row_starts:
-            for x in columns:
-                yield Window(y, x, y + height, x + width)
+        if self._chosen is not None:
+            return iter(self._chosen)
+        (height, width), columns = self.window, self.column_starts
+        return (Window(y, x, y + height, x + width) for y in self.row_starts for x in columns)
+
+    def __contains__(self, window):
+        return (isinstance(window, Window) and window.shape == self.window
+                and window.y0 in self.row_starts and window.x0 in self.column_starts
+                and (self.area is None or self.area.touches(window.clip(self.shape))))

@@ -4,7 +4,8 @@ Blend weights: how much each overlapping window counts at each pixel.
 Along one axis, the windows of a grid hand over to each other one by one. For
 each neighbouring pair there is a *handover*: a ramp from 0 to 1 inside their
 overlap. The weight of window i is the handover into it minus the handover out
-of it, so that the weights are a partition of unity by construction::
+of it, so that the weights are a partition of unity by construction (up to the
+rounding of float32)::
 
     window 0   1111111\\
     window 1          /1111111\\          ramps lie inside the overlaps
@@ -22,6 +23,7 @@ except for :func:`edge_weights`, which mirrors an existing convention.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +36,9 @@ from cocoseg.grid.windows import WindowGrid
 # keep its only prediction when that other window is missing or NaN. A power of
 # two, so that where it is the whole weight, dividing by it again is exact.
 FLOOR = np.float32(2.0 ** -20)
+
+# Windows whose neighbours are looked up at a time, to bound memory.
+_LOOKUP = 4096
 
 
 def _cosine(t):
@@ -101,6 +106,7 @@ def compute_handovers(intervals, ramp, profile):
 
     Returns:
         list[ndarray]: float32 weights, one array per interval, each >= FLOOR.
+        They sum to 1 at every pixel, unless ``profile`` is None: then all are 1.
 
     Example:
         >>> first, second = compute_handovers([(0, 4), (2, 6)], 2, get_profile('linear'))
@@ -119,7 +125,35 @@ def compute_handovers(intervals, ramp, profile):
         begin = start1 + (overlap - length) // 2
         share = np.asarray(profile(np.arange(1, length + 1) / (length + 1)), float)
         _hand_over(intervals, weights, left, begin, share)
-    return [np.maximum(weight, FLOOR).astype(np.float32) for weight in weights]
+    return _normalize(intervals, weights)
+
+
+def _normalize(intervals, weights):
+    """
+    Raise weights to FLOOR, and scale the others so that they still sum to 1.
+
+    In float64, since the floors alone would make a sum of 1 + 1e-6 per window.
+    A window that is alone at a pixel keeps exactly 1.
+    """
+    result = []
+    first = 0
+    for last, (_, stop) in enumerate(intervals, start=1):
+        # Parts without a gap, so that a gap costs no memory.
+        if last < len(intervals) and intervals[last][0] < stop:
+            continue
+        origin = intervals[first][0]
+        places = [slice(start - origin, end - origin) for start, end in intervals[first:last]]
+        taken, left = np.zeros(stop - origin), np.ones(stop - origin)
+        for place, weight in zip(places, weights[first:last]):
+            above = weight > FLOOR
+            taken[place] += np.where(above, weight, 0)
+            left[place] -= np.where(above, 0, FLOOR)
+        scale = left / taken
+        for place, weight in zip(places, weights[first:last]):
+            scaled = np.where(weight > FLOOR, weight * scale[place], FLOOR)
+            result.append(np.maximum(scaled, FLOOR).astype(np.float32))
+        first = last
+    return result
 
 
 def _hand_over(intervals, weights, left, begin, share):
@@ -138,35 +172,35 @@ def _hand_over(intervals, weights, left, begin, share):
 def _chain_of(windows, axis):
     """Return the unique intervals on an axis, or None if they do not form a chain."""
     lo, hi = ('y0', 'y1') if axis == 0 else ('x0', 'x1')
-    intervals = sorted({(getattr(window, lo), getattr(window, hi)) for window in windows})
+    intervals = tuple(sorted({(getattr(window, lo), getattr(window, hi)) for window in windows}))
     stops = [stop for _, stop in intervals]
     starts = [start for start, _ in intervals]
     ascending = all(a < b for seq in (starts, stops) for a, b in zip(seq, seq[1:]))
     return intervals if ascending else None
 
 
-def _side_depths(window, others):
+def _measure_depths(windows):
     """
-    Measure how deep other windows reach over each side of ``window``, px.
+    Measure how deep other windows reach over the sides of each window, px.
 
     A side that no other window covers, for example at the image border, has
-    depth 0 and keeps full weight.
+    depth 0 and keeps full weight. Returns int64 (n, 4): top, left, bottom, right.
     """
-    top = bottom = left = right = 0
-    for other in others:
-        common = window.intersect(other)
-        if common.is_empty or other == window:
-            continue
-        height, width = common.shape
-        if other.y0 < window.y0:
-            top = max(top, height)
-        if other.y1 > window.y1:
-            bottom = max(bottom, height)
-        if other.x0 < window.x0:
-            left = max(left, width)
-        if other.x1 > window.x1:
-            right = max(right, width)
-    return (top, bottom), (left, right)
+    import shapely
+    edges = np.array([(w.y0, w.x0, w.y1, w.x1) for w in windows])
+    boxes = shapely.box(*edges[:, [1, 0, 3, 2]].T)
+    tree = shapely.STRtree(boxes)
+    depths = np.zeros_like(edges)
+    for start in range(0, len(windows), _LOOKUP):
+        mine, other = tree.query(boxes[start:start + _LOOKUP])
+        mine += start
+        here, there = edges[mine], edges[other]
+        # (height, width) of the common part, twice: for both ends of each axis.
+        common = np.minimum(here, there)[:, 2:] - np.maximum(here, there)[:, :2]
+        common = np.tile(np.where((common > 0).all(axis=1, keepdims=True), common, 0), 2)
+        beyond = np.hstack([there[:, :2] < here[:, :2], there[:, 2:] > here[:, 2:]])
+        np.maximum.at(depths, mine, np.where(beyond, common, 0))
+    return depths
 
 
 def _tapered(length, depth_before, depth_after, profile):
@@ -180,22 +214,50 @@ def _tapered(length, depth_before, depth_after, profile):
     return np.maximum(weights, FLOOR).astype(np.float32)
 
 
+def _compute_local(windows, profile):
+    """Return the weights of each window of an irregular list, {window: (wy, wx)}."""
+    taper = functools.lru_cache(maxsize=None)(functools.partial(_tapered, profile=profile))
+    return {window: (taper(window.shape[0], top, bottom), taper(window.shape[1], left, right))
+            for window, (top, left, bottom, right)
+            in zip(windows, _measure_depths(windows).tolist())}
+
+
+def _is_lattice(windows):
+    """Return True if the windows share rows and columns, so that chains fit them all."""
+    rows = Counter((window.y0, window.y1) for window in windows)
+    columns = Counter((window.x0, window.x1) for window in windows)
+    # An interval that few windows use is likely staggered against the others:
+    # its neighbours in the chain are no neighbours in the image, and in the
+    # chain it would spoil the ramps of all that do not even touch it.
+    return (2 * min(rows.values()) >= len(columns)
+            and 2 * min(columns.values()) >= len(rows))
+
+
 @dataclass(frozen=True, eq=False)
 class BlendPlan:
     """
     The blend weights of a set of declared windows.
 
     On a :class:`WindowGrid` the weights are a partition of unity with the seam
-    bound described at the top of this module. A list of windows that lie on
-    rows and columns (also with holes) is a partition of unity where no window
-    is missing; its ramps take the whole overlap of each pair, since nothing
-    says which overlap was asked for. In any other list each window tapers
-    towards the sides that other windows reach over, weights are normalised
-    when the image is finished, and no bound is claimed.
+    bound described at the top of this module; with an area of interest they are
+    those of the full grid, and this holds at every pixel of the area. A list of
+    windows that lie on rows and columns (also with some holes) is a partition
+    of unity where no window is missing; its ramps take the whole overlap of
+    each pair, since nothing says which overlap was asked for. In any other
+    list each window tapers towards the sides that other windows reach over,
+    weights are normalised when the image is finished, and no bound is claimed.
 
     Args:
         windows (WindowGrid | Iterable[Window]): the declared windows.
         profile (str | Callable): see :func:`get_profile`.
+
+    Attributes:
+        lattice (tuple | None): (rows, columns), each a tuple of half-open
+            (start, stop) intervals, px, ascending, if the declared windows are
+            every combination of them, each exactly once.
+        is_unity (bool): True if the weights of each axis sum to 1 wherever all
+            windows come. False for 'constant' where windows overlap, for
+            windows declared twice, and for lists without rows and columns.
 
     Raises:
         OptionError: for an unknown profile or no windows.
@@ -210,46 +272,82 @@ class BlendPlan:
         >>> for window in grid:
         ...     wy, wx = plan.get_weights(window)
         ...     total[window.slices] += wy[:, None] * wx
-        >>> assert np.allclose(total, 1)
+        >>> assert np.abs(total - 1).max() < 1e-6
+        >>> plan.lattice, plan.is_unity
+        ((((0, 6), (4, 10)), ((0, 6),)), True)
     """
 
     windows: WindowGrid | tuple
     profile: object = 'linear'
-    _axes: tuple = field(init=False, repr=False, default=None)
+    lattice: tuple | None = field(init=False, repr=False, default=None)
+    is_unity: bool = field(init=False, repr=False, default=False)
+    # Weights of each axis by interval, or of each window if there are no rows and columns.
+    _axes: tuple | None = field(init=False, repr=False, default=None)
+    _local: dict | None = field(init=False, repr=False, default=None)
+    # What get_weights accepts; None is every combination of the intervals.
+    _declared: frozenset | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self):
-        put = object.__setattr__
         function = get_profile(self.profile)
-        is_grid = isinstance(self.windows, WindowGrid)
-        windows = tuple(self.windows)
+        if isinstance(self.windows, WindowGrid):
+            self._plan_grid(self.windows, function)
+        else:
+            self._plan_list([Window.coerce(window) for window in self.windows], function)
+
+    def _plan_grid(self, grid, profile):
+        chains = [tuple((start, start + length) for start in starts)
+                  for starts, length in zip((grid.row_starts, grid.column_starts), grid.window)]
+        # No overlap requested: use what the grid has by chance, not a hard cut.
+        self._plan_chains(chains, [overlap or None for overlap in grid.overlap], profile)
+        if grid.area is None or len(grid) == len(chains[0]) * len(chains[1]):
+            object.__setattr__(self, 'lattice', tuple(chains))
+        else:
+            object.__setattr__(self, '_declared', frozenset(grid))
+
+    def _plan_list(self, windows, profile):
+        put = object.__setattr__
         if not windows:
             raise OptionError('a blend plan needs at least one window')
-        if not is_grid:
-            put(self, 'windows', tuple(Window.coerce(window) for window in windows))
-            windows = self.windows
-        chains = (_chain_of(windows, 0), _chain_of(windows, 1))
-        if None in chains or not (is_grid or _is_lattice(windows, *chains)):
-            put(self, '_axes', self._compute_irregular(windows, function))
+        put(self, 'windows', tuple(windows))
+        unique = list(dict.fromkeys(windows))
+        chains = (_chain_of(unique, 0), _chain_of(unique, 1))
+        if None in chains or not _is_lattice(unique):
+            put(self, '_local', _compute_local(unique, profile))
             return
-        # No overlap requested: use what the grid has by chance, not a hard cut.
-        ramps = [overlap or None for overlap in self.windows.overlap] if is_grid else (None, None)
-        put(self, '_axes', tuple(
-            dict(zip(chain, compute_handovers(chain, ramp, function)))
-            for chain, ramp in zip(chains, ramps)))
+        self._plan_chains(chains, (None, None), profile)
+        put(self, '_declared', frozenset(unique))
+        if len(unique) != len(windows):
+            put(self, 'is_unity', False)
+        elif len(unique) == len(chains[0]) * len(chains[1]):
+            put(self, 'lattice', chains)
 
-    @staticmethod
-    def _compute_irregular(windows, profile):
-        import shapely
-        windows = list(dict.fromkeys(windows))
-        boxes = shapely.box(*np.array([(w.x0, w.y0, w.x1, w.y1) for w in windows]).T)
-        tree = shapely.STRtree(boxes)
-        weights = {}
-        for window, box in zip(windows, boxes):
-            near = [windows[index] for index in tree.query(box)]
-            depths_y, depths_x = _side_depths(window, near)
-            weights[window] = (_tapered(window.shape[0], *depths_y, profile),
-                               _tapered(window.shape[1], *depths_x, profile))
-        return weights
+    def _plan_chains(self, chains, ramps, profile):
+        object.__setattr__(self, '_axes', tuple(
+            dict(zip(chain, compute_handovers(chain, ramp, profile)))
+            for chain, ramp in zip(chains, ramps)))
+        object.__setattr__(self, 'is_unity', profile is not None or not any(
+            before[1] > after[0] for chain in chains for before, after in zip(chain, chain[1:])))
+
+    def describe(self, **options):
+        """
+        Forecast what stitching these windows holds in memory, before any data.
+
+        Args:
+            **options: ``shape``, ``n_bands``, ``dtype``, ``quantize_dtype``
+                and ``blocksize``; see :func:`cocoseg.stitch.forecast.describe_plan`.
+
+        Returns:
+            PlanReport: windows, blocks, the engine, and the peak of live
+            blocks and bytes; printed, one line.
+
+        Example:
+            >>> from cocoseg import BlendPlan, WindowGrid
+            >>> report = BlendPlan(WindowGrid((4096, 4096), 256, 64)).describe(n_bands=3)
+            >>> report.n_windows, report.peak_blocks
+            (441, 18)
+        """
+        from cocoseg.stitch.forecast import describe_plan
+        return describe_plan(self, **options)
 
     def get_weights(self, window):
         """
@@ -266,21 +364,16 @@ class BlendPlan:
             CoverageError: if the window was not declared.
         """
         try:
-            if isinstance(self._axes, dict):
-                return self._axes[window]
-            return (self._axes[0][window.y0, window.y1],
-                    self._axes[1][window.x0, window.x1])
+            if self._local is not None:
+                return self._local[window]
+            if self._declared is None or window in self._declared:
+                return (self._axes[0][window.y0, window.y1],
+                        self._axes[1][window.x0, window.x1])
         except KeyError:
-            raise CoverageError(
-                f'{window} is not one of the {len(self.windows)} windows that this '
-                'plan was made for; declare it, or pass weights') from None
-
-
-def _is_lattice(windows, rows, columns):
-    """Return True if the windows share rows and columns, so that a chain fits all."""
-    # Half-filled lattices appear with areas of interest. With fewer windows the
-    # rows are likely staggered, and neighbours in the chain are no neighbours.
-    return 2 * len(set(windows)) >= len(rows) * len(columns)
+            pass
+        raise CoverageError(
+            f'{window} is not one of the {len(self.windows)} windows that this '
+            'plan was made for; declare it, or pass weights')
 
 
 def _edge_profile(size):

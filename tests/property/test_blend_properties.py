@@ -15,13 +15,58 @@ HANDOVERS = sorted(set(PROFILES) - {'constant'})
 ANY_PROFILE = st.sampled_from([*sorted(PROFILES), np.square])
 
 
-@given(axes(), st.sampled_from(FITS), st.sampled_from([*HANDOVERS, np.square]))
+@given(axes(max_window=64), st.sampled_from(FITS), st.sampled_from([*HANDOVERS, np.square]))
 def test_weights_of_an_axis_sum_to_one(axis, fit, profile):
     weights = get_axis_weights(*axis, fit, profile)
-    n_covering = (weights > 0).sum(axis=0)
-    # Every window over a pixel has at least FLOOR, which the sum may exceed 1 by.
-    excess = weights.sum(axis=0) - 1
-    assert (np.abs(excess) <= 1e-6 + n_covering * FLOOR).all()
+    assert np.abs(weights.sum(axis=0) - 1).max() <= 2e-7
+    alone = (weights > 0).sum(axis=0) == 1
+    assert (weights.max(axis=0)[alone] == 1).all()
+
+
+@given(axes(max_window=64), st.sampled_from(FITS))
+def test_weights_of_what_was_taken_over_are_the_floor(axis, fit):
+    weights = get_axis_weights(*axis, fit)
+    # The least of a ramp of 64 px, if 64 windows are there.
+    small = weights[(weights > 0) & (weights < 1 / 66)]
+    assert (small == FLOOR).all()
+
+
+@given(st.integers(1, 64), st.sets(st.integers(-80, 80), min_size=1, max_size=64), ANY_PROFILE)
+def test_weights_of_a_list_sum_to_one(window, starts, profile):
+    # With gaps, with uneven overlaps, and up to 64 windows over a pixel.
+    windows = [Window(0, start, 1, start + window) for start in starts]
+    plan = BlendPlan(windows, profile)
+    total, count = np.zeros(256), np.zeros(256, int)
+    for part in windows:
+        total[part.x0 + 80:part.x1 + 80] += plan.get_weights(part)[1].astype(float)
+        count[part.x0 + 80:part.x1 + 80] += 1
+    assert (total[count == 1] == 1).all()
+    assert plan.is_unity == (profile != 'constant' or count.max() <= 1)
+    if plan.is_unity:
+        assert np.abs(total[count > 0] - 1).max() <= 2e-7
+    assert plan.lattice == (((0, 1),), tuple(sorted((part.x0, part.x1) for part in windows)))
+
+
+@given(window_grids(), ANY_PROFILE, st.data())
+def test_a_lattice_is_what_it_says(grid, profile, data):
+    windows = data.draw(st.permutations(list(grid)))
+    for plan in (BlendPlan(grid, profile), BlendPlan(windows, profile)):
+        rows, columns = plan.lattice
+        assert [Window(y0, x0, y1, x1) for y0, y1 in rows for x0, x1 in columns] == list(grid)
+    if len(windows) > 1:
+        assert BlendPlan(windows[1:], profile).lattice is None or 1 in grid.grid_shape
+    twice = BlendPlan([*windows, windows[0]], profile)
+    assert twice.lattice is None and not twice.is_unity
+
+
+@given(window_grids(), ANY_PROFILE)
+def test_unity_is_what_it_says(grid, profile):
+    plan = BlendPlan(grid, profile)
+    total = np.zeros(np.maximum(grid.shape, grid.window))
+    for window in grid:
+        total[window.slices] += np.outer(*(weights.astype(float)
+                                           for weights in plan.get_weights(window)))
+    assert plan.is_unity == bool(np.abs(total - 1).max() <= 4e-7)
 
 
 @given(window_grids(), ANY_PROFILE)

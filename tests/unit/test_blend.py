@@ -1,6 +1,7 @@
 """Blend weights: profiles, chains, irregular lists, the seam bound, edge weights."""
 import numpy as np
 import pytest
+import shapely
 
 from cocoseg import BlendPlan, SoftStitcher, Window, WindowGrid, edge_weights
 from cocoseg.errors import CoverageError, OptionError
@@ -50,7 +51,28 @@ def test_handovers(intervals, ramp, expected):
     weights = compute_handovers(intervals, ramp, get_profile('linear'))
     for weight, row in zip(weights, expected):
         assert weight.dtype == np.float32
-        np.testing.assert_allclose(weight, np.maximum(row, FLOOR), rtol=1e-6)
+        np.testing.assert_allclose(weight, np.maximum(row, FLOOR), rtol=2e-6)
+
+
+def test_many_windows_over_a_pixel_sum_to_one():
+    # 64 windows over most pixels, of which all but one or two have been taken over.
+    intervals = [(start, start + 64) for start in range(-7, 200)]
+    weights = compute_handovers(intervals, 1, get_profile('linear'))
+    total = np.zeros(400)
+    for (start, stop), weight in zip(intervals, weights):
+        total[start + 7:stop + 7] += weight.astype(float)
+        assert set(weight[weight < 0.4]) == {FLOOR}
+    covered = total > 0
+    assert covered.sum() == 206 + 64
+    assert np.abs(total[covered] - 1).max() <= 2e-7
+    assert weights[0][0] == weights[-1][-1] == 1
+
+
+def test_a_far_gap_costs_no_memory():
+    intervals = [(-10 ** 15, 5 - 10 ** 15), (0, 4), (3, 7), (10 ** 15, 10 ** 15 + 3)]
+    weights = compute_handovers(intervals, None, get_profile('linear'))
+    assert [weight.tolist() for weight in weights] == [
+        [1] * 5, [1, 1, 1, 0.5], [0.5, 1, 1, 1], [1] * 3]
 
 
 def test_constant_is_the_plain_mean():
@@ -183,6 +205,133 @@ def test_windows_are_given_in_any_notation():
                      (window.as_box() for window in windows)):
         actual = BlendPlan(notation).get_weights(windows[1])
         assert all(np.array_equal(a, b) for a, b in zip(actual, expected))
+
+
+# ---- one odd window in a lattice --------------------------------------------
+
+LATTICE = WindowGrid((66, 66), window=16, overlap=6)        # 6 x 6, strides of 10
+
+
+def measure_steps(windows, shape):
+    """Return the largest steps that blending adds along the axes, as (2, H, W) arrays."""
+    plan = BlendPlan(windows)
+    weights = np.zeros((len(windows), *shape))
+    for plane, window in zip(weights, windows):
+        plane[window.slices] = np.outer(*(part.astype(float)
+                                          for part in plan.get_weights(window)))
+    weights /= weights.sum(axis=0)
+    steps = np.zeros((2, *shape))
+    steps[0, 1:] = np.abs(np.diff(weights, axis=1)).sum(axis=0) / 2
+    steps[1, :, 1:] = np.abs(np.diff(weights, axis=2)).sum(axis=0) / 2
+    return steps
+
+
+@pytest.mark.parametrize('offset', [(3, 3), (1, 9), (-3, -3), (5, 0)])
+def test_an_odd_window_changes_nothing_away_from_it(offset):
+    # Fresh windows around the middle of the image, on no row and column of the others.
+    odd = Window(20, 20, 36, 36).shift(*offset)
+    clean, plan = BlendPlan(list(LATTICE)), BlendPlan([*LATTICE, odd])
+    near = [window for window in LATTICE if not window.intersect(odd).is_empty]
+    assert 4 <= len(near) < len(LATTICE)
+    for window in set(LATTICE) - set(near):
+        for actual, expected in zip(plan.get_weights(window), clean.get_weights(window)):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    steps = measure_steps([*LATTICE, odd], LATTICE.shape)
+    away = np.ones(LATTICE.shape, bool)
+    for window in near:
+        away[window.y0:window.y1 + 1, window.x0:window.x1 + 1] = False
+    assert away.sum() > 900
+    assert steps[:, away].max() <= 1 / (6 + 1) + 1e-6
+    # No bound is claimed beside the odd one; it shall be no cut, either.
+    assert steps.max() <= 2 / 6
+
+
+@pytest.mark.parametrize('shift', [(3, 3), (0, 3), (-5, 20), (35, 35)])
+def test_with_an_odd_window_a_constant_stays_constant(shift):
+    windows = [*LATTICE, Window(20, 20, 36, 36).shift(*shift)]
+    stitcher = SoftStitcher(LATTICE.shape, windows)
+    for window in windows:
+        stitcher.add(window, np.full(window.shape, 0.7, 'f4'))
+    np.testing.assert_allclose(stitcher.finalize(), np.float32(0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name, windows, regular', [
+    ('full', GRID, True),
+    ('half of every row and column', [w for w in GRID if (w.y0 + w.x0) % 4 == 0], True),
+    ('one hole', GRID[1:], True),
+    ('one odd window', [*GRID, Window(3, 3, 19, 19)], False),
+    ('one odd row', [*GRID, Window(0, 3, 16, 19)], False),
+    ('one odd window, declared often', [*GRID, *[Window(3, 3, 19, 19)] * 9], False),
+    ('a diagonal', [Window(n, n, n + 9, n + 9) for n in range(0, 40, 6)], False),
+    ('staggered', STAGGERED, False),
+    ('nested', [Window(0, 0, 40, 44), Window(10, 10, 20, 20)], False),
+])
+def test_only_lists_on_rows_and_columns_share_ramps(name, windows, regular):
+    plan = BlendPlan(windows)
+    assert plan.is_unity == regular
+    by_row = {}
+    for window in windows:
+        by_row.setdefault((window.y0, window.y1), []).append(plan.get_weights(window)[0])
+    shared = all(np.array_equal(part, parts[0]) for parts in by_row.values() for part in parts)
+    assert shared or not regular
+
+
+# ---- lattice and unity ------------------------------------------------------
+
+@pytest.mark.parametrize('windows, lattice', [
+    (WindowGrid((9, 4), (5, 4), (1, 0)), (((0, 5), (4, 9)), ((0, 4),))),
+    (WindowGrid((3, 3), 8), (((0, 8),), ((0, 8),))),                   # overhangs
+    ([Window(-2, 1, 3, 4)], (((-2, 3),), ((1, 4),))),
+    ([Window(0, 4, 2, 7), Window(0, 0, 2, 5)], (((0, 2),), ((0, 5), (4, 7)))),
+    ([Window(0, 0, 2, 2)] * 2, None),
+    ([Window(0, 0, 4, 4), Window(2, 2, 6, 6)], None),
+    ([Window(0, 0, 4, 4), Window(0, 2, 4, 3)], None),                  # inside the other
+    (GRID[1:], None),
+    (WindowGrid((40, 44), 16, 6, area=shapely.box(0, 0, 5, 5)), None),
+    (WindowGrid((9, 4), (5, 4), (1, 0), area=shapely.box(1, 0, 2, 9)),
+     (((0, 5), (4, 9)), ((0, 4),))),                                   # leaves out nothing
+])
+@pytest.mark.parametrize('profile', ['linear', 'constant'])
+def test_lattice(windows, lattice, profile):
+    assert BlendPlan(windows, profile).lattice == lattice
+
+
+@pytest.mark.parametrize('windows, profile, is_unity', [
+    (WindowGrid((40, 44), 16, 6), 'linear', True),
+    (WindowGrid((40, 44), 16, 6), 'constant', False),
+    (WindowGrid((40, 40), (16, 10), (6, 0)), 'constant', False),       # on one axis
+    (WindowGrid((40, 40), 10), 'constant', True),                      # side by side
+    (WindowGrid((41, 40), 10), 'constant', False),                     # overlaps by chance
+    (WindowGrid((4, 4), 10, 9), 'constant', True),                     # one window
+    (WindowGrid((40, 44), 16, 6, area=shapely.box(0, 0, 9, 9)), 'cosine', True),
+    (GRID[1:], 'linear', True),
+    ([*GRID, GRID[3]], 'linear', False),                               # comes twice
+    (STAGGERED, 'linear', False),
+    (STAGGERED, 'constant', False),
+])
+def test_unity(windows, profile, is_unity):
+    assert BlendPlan(windows, profile).is_unity is is_unity
+
+
+def test_large_grids_are_planned_without_their_windows(monkeypatch):
+    def refuse(grid):
+        raise AssertionError('43 264 windows were made')
+
+    monkeypatch.setattr(WindowGrid, '__iter__', refuse)
+    plan = BlendPlan(WindowGrid((40_000, 40_000), 256, 64))
+    assert [len(chain) for chain in plan.lattice] == [208, 208]
+    wy, wx = plan.get_weights(Window(0, 39_744, 256, 40_000))
+    assert wy[0] == wx[-1] == 1 and len(wy) == len(wx) == 256
+
+
+@pytest.mark.parametrize('windows', [
+    GRID[1:], WindowGrid((40, 44), 16, 6, area=shapely.box(20, 20, 44, 40))])
+def test_windows_that_were_left_out_have_no_weights(windows):
+    plan = BlendPlan(windows)
+    assert GRID[0] not in windows and GRID[-1] in windows
+    plan.get_weights(GRID[-1])
+    with pytest.raises(CoverageError, match=f'one of the {len(windows)} windows'):
+        plan.get_weights(GRID[0])
 
 
 @pytest.mark.parametrize('name', ['lattice', 'staggered rows', 'one window'])
