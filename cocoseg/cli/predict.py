@@ -44,11 +44,16 @@ class PredictConfig(kwconf.Config):
         'least shared part of neighbouring windows: a fraction below 1, or whole px'))
     space = kwconf.Value('video', choices=['video', 'image'], help='space of the windows')
     batch_size = kwconf.Value(1, type=int, help='windows per call of predict_batch')
+    prefetch = kwconf.Value(2, type=int, help=(
+        'batches read ahead and batches predicted ahead, in a thread each; 0 for no threads'))
     expected_minmax = kwconf.Value(None, nargs=2, type=float, help=(
         'range of the outputs, such as 0 1; default that of each image'))
     short_code = kwconf.Value('pred', type=str, help='folder for the new assets')
     prob_format = kwconf.Value('cog', choices=['cog', 'tif', 'png'], help='asset format')
     prob_compress = kwconf.Value('ZSTD', type=str, help='codec of cog and tif')
+    layers = kwconf.Value(None, type=str, help=(
+        'further assets, such as class,mask,disagreement: the largest output, what is above '
+        '0.5, and the deviation between windows'))
     memory_budget = kwconf.Value(None, type=float, help=(
         'GiB of RAM for accumulation; what is beyond goes to memory-mapped files'))
     resume = kwconf.Flag(False, help='take over the finished images of a run cut short')
@@ -64,13 +69,24 @@ class PredictConfig(kwconf.Config):
             config.src, config.dst, load_predictor(config.predictor, config.trusted),
             window if len(window) > 1 else window[0], overlap,
             channels=config.channels, out_channels=config.out_channels, space=config.space,
-            batch_size=config.batch_size, short_code=config.short_code,
+            batch_size=config.batch_size, prefetch=config.prefetch, short_code=config.short_code,
             expected_minmax=config.expected_minmax and tuple(config.expected_minmax),
             prob_format=config.prob_format, prob_compress=config.prob_compress,
-            memory_budget=None if budget is None else int(budget * 2 ** 30),
-            resume=config.resume, progress=show_progress)
+            layers=_split(config.layers), resume=config.resume, progress=show_progress,
+            memory_budget=None if budget is None else int(budget * 2 ** 30))
         print(f'manifest  {os.path.abspath(result.fpath)}')
         print(f'images    {result.n_images}')
+
+
+def _split(layers):
+    """
+    Return the names of a list with commas.
+
+    Example:
+        >>> _split('class, mask'), _split(None)
+        (['class', 'mask'], [])
+    """
+    return [name.strip() for name in (layers or '').split(',') if name.strip()]
 
 
 def _as_pixels(overlap):

@@ -1,8 +1,12 @@
 """
 The predict loop: a kwcoco dataset and a predictor in, a stitched dataset out.
+
+Windows are read in one thread, predicted in another and stitched in that of
+the caller, in one order: each stage is an iterator over the one before.
 """
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 
@@ -11,6 +15,7 @@ import numpy as np
 from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import check_dataset, list_channels
+from cocoseg.engine.prefetch import Prefetcher, check_depth, iter_batches
 from cocoseg.errors import ManifestError, OptionError, WindowShapeError
 from cocoseg.grid.window import as_pair
 from cocoseg.grid.windows import WindowGrid
@@ -20,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
                     out_channels=None, space='video', batch_size=1, fit='balanced',
-                    image_ids=None, short_code='pred', progress=None, **manager_options):
+                    image_ids=None, short_code='pred', progress=None, prefetch=2,
+                    **manager_options):
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 
@@ -44,17 +50,27 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         short_code (str): folder for the new assets.
         progress (Callable | None): wraps an iterable, called with ``total``
             and ``desc``; for example ``ubelt.ProgIter``.
+        prefetch (int): batches that are read ahead of the predictor, in a
+            thread, and batches that are predicted ahead of the stitching, in
+            another. 0 does all in the caller's thread; the result is the same.
         **manager_options: for :class:`CocoStitchingManager`, such as
-            ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``.
+            ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
+            ``layers``.
 
     Returns:
         kwcoco.CocoDataset: the result, as saved at ``dst``.
+
+    Note:
+        One thread at a time calls the predictor, but not that of the caller.
+        What holds for one thread only, such as ``torch.no_grad()``, belongs
+        inside of the predictor.
 
     Raises:
         ManifestError: if ``src`` is no manifest, or not one on JSON.
         OptionError: for an option that cannot be used, or missing channels.
         WindowShapeError: if the predictor returns another height or width.
         AssetWriteError: if an asset cannot be written.
+        Exception: whatever the predictor raises.
 
     Example:
         >>> import kwcoco, ubelt as ub
@@ -69,6 +85,7 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         (64, 64, 1)
     """
     import kwcoco
+    check_depth(prefetch, 'prefetch')
     if isinstance(src, (str, os.PathLike)):
         if not os.path.isfile(src):
             raise ManifestError(f'src={os.fspath(src)!r} is no file; give a kwcoco manifest')
@@ -90,15 +107,13 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     with CocoStitchingManager(result, short_code, out_channels, space,
                               **manager_options) as manager:
         todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
-        steps = _iter_predictions(manager, run, read, todo, grids, batch_size)
-        if progress is not None:
-            steps = progress(steps, total=sum(-(-len(grids[i]) // batch_size) for i in todo),
-                             desc='predict')
-        for image_id, windows, predictions in steps:
-            for place, prediction in zip(windows, predictions):
-                manager.accumulate_image(image_id, place, prediction)
-            for ready in manager.ready_image_ids():
-                manager.submit_finalize_image(ready)
+        inputs = Prefetcher(_iter_inputs(read, todo, grids, batch_size), prefetch)
+        with Prefetcher(_iter_predictions(run, inputs), prefetch) as steps:
+            if progress is not None:
+                n_steps = sum(-(-len(grids[image_id]) // batch_size) for image_id in todo)
+                _stitch(manager, grids, progress(steps, total=n_steps, desc='predict'))
+            else:
+                _stitch(manager, grids, steps)
         manager.dump()
     return result
 
@@ -142,17 +157,35 @@ def _infer_channels(run, read, image_id, grids, short_code):
     return f'{short_code}.0:{probe.shape[2]}'
 
 
-def _iter_predictions(manager, run, read, image_ids, grids, batch_size):
-    """Yield (image id, windows, predictions) batch by batch."""
+def _iter_inputs(read, image_ids, grids, batch_size):
+    """Yield (image id, windows, images) batch by batch."""
     for image_id in image_ids:
-        grid = grids[image_id]
-        height, width = grid.shape
-        manager.expect_windows(image_id, grid, asset_dsize=(width, height))
-        windows = list(grid)
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start:start + batch_size]
-            images = [read(image_id, place) for place in batch]
-            yield image_id, batch, run(images, batch)
+        for windows in iter_batches(grids[image_id], batch_size):
+            yield image_id, windows, [read(image_id, window) for window in windows]
+
+
+def _iter_predictions(run, inputs):
+    """Yield (image id, windows, predictions) batch by batch."""
+    def predict(image_id, windows, images):
+        return image_id, windows, run(images, windows)
+
+    # No loop over the inputs, which would keep one alive beyond its turn.
+    with inputs:
+        yield from itertools.starmap(predict, inputs)
+
+
+def _stitch(manager, grids, steps):
+    """Accumulate predictions, and submit each image when it is complete."""
+    current = None
+    for image_id, windows, predictions in steps:
+        if image_id != current:
+            # Not earlier: a declared image is an open one.
+            current, (height, width) = image_id, grids[image_id].shape
+            manager.expect_windows(image_id, grids[image_id], asset_dsize=(width, height))
+        for window, prediction in zip(windows, predictions):
+            manager.accumulate_image(image_id, window, prediction)
+        for ready in manager.ready_image_ids():
+            manager.submit_finalize_image(ready)
 
 
 class _WindowReader:

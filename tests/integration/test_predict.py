@@ -327,6 +327,8 @@ def test_a_batch_of_another_length(src, dst):
     ({'batch_size': 2}, 'predict_batch'), ({'overlap': 1.0}, 'overlap=1.0'),
     ({'overlap': -0.1}, 'overlap'), ({'overlap': 24}, 'overlap'), ({'window': 0}, 'at least 1'),
     ({'window': 2.5}, 'window'), ({'fit': 'loose'}, 'fit'), ({'space': 'world'}, 'space'),
+    ({'prefetch': -1}, 'prefetch=-1'), ({'prefetch': 1.5}, 'prefetch=1.5'),
+    ({'batch_size': 1.5}, 'batch_size=1.5'),
     ({'image_ids': []}, 'no images'), ({'image_ids': [99]}, '99'), ({'image_ids': [1, 99]}, '99')])
 def test_options_that_make_no_sense(src, dst, options, message):
     with pytest.raises(OptionError, match=message):

@@ -1,0 +1,1 @@
+"""How work is run: items made ahead in background threads. No pixels, no files."""
