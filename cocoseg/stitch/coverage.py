@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
-
 from cocoseg.errors import CoverageError
 from cocoseg.grid.window import Window
+from cocoseg.stitch.expected import make_expected
 
 
 class Coverage:
@@ -45,24 +44,21 @@ class Coverage:
         self.blocks = blocks
         self.low_water = 0
         self.n_received = 0
-        self.received = set()
-        self._pending = None
-        self._declared = {}
+        self._received = set()
+        self._expected = None
         self._remaining = None
         if windows is not None:
             self._declare(windows)
 
     def _declare(self, windows):
-        self._pending = Counter()
-        if self.blocks is not None:
-            self._remaining = np.zeros(self.blocks.grid_shape, np.int64)
-        for window in windows:
-            window = Window.coerce(window, self.shape)
-            inside = self.clip(window)
-            self._pending[inside] += 1
-            self._declared.setdefault(inside, []).append(window)
-            if self._remaining is not None:
-                self._remaining[self.blocks.touched_by(inside)] += 1
+        self._expected = make_expected(windows, self.shape, self.clip)
+        if self.blocks is None:
+            return
+        rows, columns = self.blocks.grid_shape
+        # Lists: a window touches few blocks, for which arrays are slower.
+        self._remaining = [[0] * columns for _ in range(rows)]
+        for inside in self._expected:
+            self._change_remaining(inside, 1)
 
     def clip(self, window):
         """
@@ -90,28 +86,33 @@ class Coverage:
     @property
     def is_declared(self):
         """True if the windows to come are known."""
-        return self._pending is not None
+        return self._expected is not None
 
     @property
     def is_complete(self):
         """True if every declared window came; False if none were declared."""
-        return self._pending is not None and not self._pending
+        return self._expected is not None and self._expected.n_left == 0
 
     @property
     def pending(self):
         """Declared windows (clipped) that did not come yet, in row-major order."""
-        return sorted(self._pending.elements()) if self._pending else []
+        return [] if self._expected is None else self._expected.pending
+
+    @property
+    def received(self):
+        """The parts of the image that windows covered, a new set of Windows."""
+        return set(self._received) if self._expected is None else self._expected.received
 
     def find_declared(self, window, inside):
         """Return the declared window that is this one, at least inside the image."""
-        same = self._declared.get(inside)
-        if same is None:
-            self.check_expected(inside)
-        return same[0] if len(same) == 1 or window not in same else window
+        return self._expected.get_declared(self.check_expected(inside, 0), window)
 
-    def check_expected(self, inside):
+    def check_expected(self, inside, n_times=1):
         """
         Raise unless this clipped window may come now.
+
+        Returns:
+            object: to be given to :meth:`count`.
 
         Raises:
             CoverageError: if it was not declared, came already, or reaches
@@ -120,11 +121,30 @@ class Coverage:
         if inside.y0 < self.low_water:
             raise CoverageError(f'{inside} reaches above row {self.low_water}, which was declared '
                                 'final; advance only past rows that no window will touch')
-        if self._pending is not None and inside not in self._pending:
+        if self._expected is None:
+            return None
+        expected = self._expected.find(inside)
+        if expected is None or self._expected.count_left(expected) < n_times:
             raise CoverageError(
                 f'{inside} was not declared or was already received '
-                f'({sum(self._pending.values())} windows are pending); declare each window '
+                f'({self._expected.n_left} windows are pending); declare each window '
                 'as often as it will come')
+        return expected
+
+    def check_all(self, windows):
+        """
+        Raise unless these clipped windows may all come now.
+
+        Returns:
+            list: what :meth:`check_expected` returns of each.
+
+        Raises:
+            CoverageError: see :meth:`check_expected`.
+        """
+        if len(windows) == 1:
+            return [self.check_expected(windows[0])]
+        times = Counter(windows)
+        return [self.check_expected(inside, times[inside]) for inside in windows]
 
     def receive(self, inside):
         """
@@ -136,22 +156,25 @@ class Coverage:
         Raises:
             CoverageError: see :meth:`check_expected`.
         """
-        self.check_expected(inside)
-        return self.count(inside)
+        return self.count(inside, self.check_expected(inside))
 
-    def count(self, inside):
+    def count(self, inside, expected):
         """Count one clipped window that was just checked; see :meth:`receive`."""
         self.n_received += 1
-        self.received.add(inside)
-        if self._pending is None:
+        if expected is None:
+            self._received.add(inside)
             return []
-        self._pending[inside] -= 1
-        if not self._pending[inside]:
-            del self._pending[inside]
-        if self._remaining is None:
-            return []
-        touched = self.blocks.touched_by(inside)
-        self._remaining[touched] -= 1
-        rows, columns = np.nonzero(self._remaining[touched] == 0)
-        return [(int(row) + touched[0].start, int(column) + touched[1].start)
-                for row, column in zip(rows, columns)]
+        self._expected.take(expected)
+        return [] if self._remaining is None else self._change_remaining(inside, -1)
+
+    def _change_remaining(self, inside, change):
+        """Count a window up or down in its blocks; return those that it leaves at 0."""
+        rows, columns = self.blocks.touched_by(inside)
+        final = []
+        for row in range(rows.start, rows.stop):
+            counts = self._remaining[row]
+            for column in range(columns.start, columns.stop):
+                counts[column] += change
+                if not counts[column]:
+                    final.append((row, column))
+        return final

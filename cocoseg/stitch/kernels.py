@@ -1,17 +1,23 @@
 """
 Compiled inner loops of stitching.
 
-Each ``_kernel_*`` is private: :mod:`cocoseg.stitch.canvas` and
-:mod:`cocoseg.stitch.quantize` are the API, and the unit tests hold a plain
-numpy reference of each kernel. This module is imported when first needed,
-since numba takes most of a second to load.
+Each ``_kernel_*`` is private: :mod:`cocoseg.stitch.canvas`,
+:mod:`cocoseg.stitch.products` and :mod:`cocoseg.stitch.quantize` are the API,
+and the unit tests hold a plain numpy reference of each kernel. This module is
+imported when first needed, since numba takes most of a second to load.
 
 Layout: a canvas row is flat, ``(W * C,)``, so that the innermost loops are
-plain vector multiply-adds whatever the number of bands. Every kernel releases
-the GIL and allocates at most one row.
+plain vector multiply-adds whatever the number of bands. The data of a window
+comes as ``planes`` of shape (P, h, n): one plane of flat rows (1, h, w * C),
+or, with the bands first as torch has them, C planes (C, h, w), whose rows are
+interleaved on the fly. Every kernel releases the GIL and allocates at most a
+few rows.
 """
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 # Sums may be reordered where only "is it finite" is asked of them. The test
 # `check += v - v` must survive optimisation: no 'nnan' or 'ninf', and no
@@ -19,6 +25,44 @@ from numba import njit
 # canvas is plain IEEE arithmetic: the same however a window is cut into blocks.
 _FAST = {'contract', 'reassoc'}
 _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
+# Rows ahead that are asked for while one is done. Windows and blocks come from
+# memory in short rows, whose beginning the processor does not guess by itself.
+_AHEAD = 2
+# Entries of a flat array that are done at a time.
+_CHUNK = 1024
+
+
+@intrinsic
+def _prefetch(typingctx, array, index):
+    """Ask for the cache line of an entry of a 1-D array; nothing waits for it."""
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
+            'llvm.prefetch.p0i8')
+        address = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        # For reading, to be kept in all levels, data.
+        builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+    return types.void(array, types.intp), generate
+
+
+@njit(inline='always', **_COMMON)
+def _prefetch_part(array, y, k0, k1):
+    """Ask for entries k0 to k1 of a row of a 2-D array, if there is such a row."""
+    if y < array.shape[0]:
+        row = array[y]
+        for k in range(k0, k1, 64 // array.itemsize):
+            _prefetch(row, k)
+
+
+@njit(inline='always', **_COMMON)
+def _prefetch_row(planes, y, xa, xb, n_bands):
+    """Ask for columns xa to xb of a row of a window, if there is such a row."""
+    scale = n_bands if planes.shape[0] == 1 else 1
+    for plane in range(planes.shape[0]):
+        _prefetch_part(planes[plane], y, xa * scale, xb * scale)
 
 
 @njit(fastmath=_FAST, **_COMMON)
@@ -31,74 +75,125 @@ def _all_finite(row):
 
 
 @njit(**_COMMON)
-def _kernel_add(sums, weights, y0, x0, data, dx, row_weights, column_weights):
-    """
-    Add columns of one window with separable weights; return (added, invalid) pixels.
+def _kernel_all_finite(planes):
+    """Return True unless a value of (P, h, n) is NaN or infinite."""
+    for plane in range(planes.shape[0]):
+        for y in range(planes.shape[1]):
+            _prefetch_part(planes[plane], y + _AHEAD, 0, planes.shape[2])
+            if not _all_finite(planes[plane, y]):
+                return False
+    return True
 
-    sums (H, W*C), weights (H, W), data (h, w'*C), of which the w columns from
-    dx are added at (y0, x0), row_weights (h,), column_weights (w,). A pixel
-    with NaN or inf in any band is invalid and contributes nothing.
-    """
-    height, width = data.shape[0], column_weights.shape[0]
-    n_bands = sums.shape[1] // weights.shape[1]
-    expanded = np.empty(width * n_bands, sums.dtype)
-    for x in range(width):
+
+@njit(**_COMMON)
+def _get_row(planes, y, x0, x1, n_bands, scratch):
+    """Return columns x0 to x1 of one row, flat; ``scratch`` is used for bands first."""
+    if planes.shape[0] == 1:
+        return planes[0, y, x0 * n_bands:x1 * n_bands]
+    row = scratch[:(x1 - x0) * n_bands]
+    for band in range(n_bands):
+        source = planes[band, y, x0:x1]
+        for x in range(source.shape[0]):
+            row[x * n_bands + band] = source[x]
+    return row
+
+
+@njit(**_COMMON)
+def _expand(column_weights, n_bands):
+    """Return weights (w,) repeated for every band, (w * C,)."""
+    expanded = np.empty(column_weights.shape[0] * n_bands, column_weights.dtype)
+    for x in range(column_weights.shape[0]):
         for band in range(n_bands):
             expanded[x * n_bands + band] = column_weights[x]
+    return expanded
+
+
+@njit(**_COMMON)
+def _kernel_add_sums(sums, y0, x0, planes, dy, dx, height, width, row_weights, column_weights):
+    """
+    Add a part of a window to the sums alone; all its values are finite.
+
+    sums (H, W*C), planes (P, h, n), row_weights (h,), column_weights (w,). The
+    part of (height, width) px at (dy, dx) of the window goes to (y0, x0).
+    """
+    n_bands = planes.shape[2] * planes.shape[0] // column_weights.shape[0]
+    expanded = _expand(column_weights[dx:dx + width], n_bands)
+    scratch = np.empty(expanded.shape[0], planes.dtype)
+    for y in range(height):
+        _prefetch_row(planes, dy + y + _AHEAD, dx, dx + width, n_bands)
+        _prefetch_part(sums, y0 + y + _AHEAD, x0 * n_bands, (x0 + width) * n_bands)
+        row = _get_row(planes, dy + y, dx, dx + width, n_bands, scratch)
+        scale = row_weights[dy + y]
+        sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
+        for k in range(row.shape[0]):
+            weight = scale * expanded[k]
+            sum_row[k] += row[k] * weight
+
+
+@njit(**_COMMON)
+def _kernel_add_weights(weights, y0, x0, dy, dx, height, width, row_weights, column_weights):
+    """Add the weights of a part of a window to a plane (H, W)."""
+    columns = column_weights[dx:dx + width]
+    for y in range(height):
+        scale = row_weights[dy + y]
+        weight_row = weights[y0 + y, x0:x0 + width]
+        for x in range(width):
+            weight_row[x] += scale * columns[x]
+
+
+@njit(**_COMMON)
+def _kernel_add(sums, weights, y0, x0, planes, dy, dx, height, width, row_weights,
+                column_weights):
+    """
+    Add a part of a window to sums and weights; return its invalid pixels.
+
+    As :func:`_kernel_add_sums`, with weights (H, W). A pixel with NaN or
+    infinity in any band is invalid and contributes nothing.
+    """
+    n_bands = planes.shape[2] * planes.shape[0] // column_weights.shape[0]
+    columns = column_weights[dx:dx + width]
+    expanded = _expand(columns, n_bands)
+    scratch = np.empty(expanded.shape[0], planes.dtype)
     invalid = 0
     for y in range(height):
-        scale = row_weights[y]
-        sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
+        scale = row_weights[dy + y]
+        sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
         weight_row = weights[y0 + y, x0:x0 + width]
-        data_row = data[y, dx * n_bands:(dx + width) * n_bands]
-        if _all_finite(data_row):
-            for k in range(data_row.shape[0]):
+        row = _get_row(planes, dy + y, dx, dx + width, n_bands, scratch)
+        if _all_finite(row):
+            for k in range(row.shape[0]):
                 weight = scale * expanded[k]
-                sum_row[k] += data_row[k] * weight
+                sum_row[k] += row[k] * weight
             for x in range(width):
-                weight_row[x] += scale * column_weights[x]
+                weight_row[x] += scale * columns[x]
         else:
             for x in range(width):
-                weight = scale * column_weights[x]
-                invalid += _add_pixel(sum_row, weight_row, data_row, x, n_bands, weight)
-    return height * width - invalid, invalid
+                weight = scale * columns[x]
+                invalid += _add_pixel(sum_row, weight_row, row, x, n_bands, weight)
+    return invalid
 
 
 @njit(**_COMMON)
-def _kernel_expand(weights, n_bands, out):
-    """Repeat each weight of (h, w) for every band, to out (h, w*C)."""
-    for y in range(weights.shape[0]):
-        for x in range(weights.shape[1]):
-            for band in range(n_bands):
-                out[y, x * n_bands + band] = weights[y, x]
-
-
-@njit(**_COMMON)
-def _kernel_add_dense(sums, weights, y0, x0, data, dx, width, window_weights, expanded):
-    """
-    As :func:`_kernel_add`, with one weight per pixel.
-
-    window_weights (h, w'), expanded (h, w'*C): the same, from
-    :func:`_kernel_expand`. The columns dx to dx + width are added.
-    """
-    height = data.shape[0]
-    n_bands = sums.shape[1] // weights.shape[1]
+def _kernel_add_dense(sums, weights, y0, x0, planes, dy, dx, height, width, window_weights):
+    """As :func:`_kernel_add`, with one weight per pixel, window_weights (h, w)."""
+    n_bands = planes.shape[2] * planes.shape[0] // window_weights.shape[1]
+    scratch = np.empty(width * n_bands, planes.dtype)
     invalid = 0
     for y in range(height):
-        sum_row = sums[y0 + y, x0 * n_bands:x0 * n_bands + width * n_bands]
+        sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
         weight_row = weights[y0 + y, x0:x0 + width]
-        data_row = data[y, dx * n_bands:(dx + width) * n_bands]
-        factors = window_weights[y, dx:dx + width]
-        expanded_row = expanded[y, dx * n_bands:(dx + width) * n_bands]
-        if _all_finite(data_row):
-            for k in range(data_row.shape[0]):
-                sum_row[k] += data_row[k] * expanded_row[k]
+        factors = window_weights[dy + y, dx:dx + width]
+        row = _get_row(planes, dy + y, dx, dx + width, n_bands, scratch)
+        if _all_finite(row):
+            for x in range(width):
+                for k in range(x * n_bands, (x + 1) * n_bands):
+                    sum_row[k] += row[k] * factors[x]
             for x in range(width):
                 weight_row[x] += factors[x]
         else:
             for x in range(width):
-                invalid += _add_pixel(sum_row, weight_row, data_row, x, n_bands, factors[x])
-    return height * width - invalid, invalid
+                invalid += _add_pixel(sum_row, weight_row, row, x, n_bands, factors[x])
+    return invalid
 
 
 @njit(inline='always', **_COMMON)
@@ -114,17 +209,46 @@ def _add_pixel(sum_row, weight_row, data_row, x, n_bands, weight):
 
 
 @njit(**_COMMON)
+def _kernel_add_bands(sums, weights, y0, x0, planes, dy, dx, height, width, window_weights):
+    """
+    As :func:`_kernel_add_dense`, each band for itself; weights (H, W*C).
+
+    A sample that is not finite contributes nothing to its band. Returns the
+    pixels that have no finite band.
+    """
+    n_bands = planes.shape[2] * planes.shape[0] // window_weights.shape[1]
+    scratch = np.empty(width * n_bands, planes.dtype)
+    invalid = 0
+    for y in range(height):
+        sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
+        weight_row = weights[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
+        row = _get_row(planes, dy + y, dx, dx + width, n_bands, scratch)
+        for x in range(width):
+            weight = window_weights[dy + y, dx + x]
+            n_valid = 0
+            for k in range(x * n_bands, (x + 1) * n_bands):
+                if np.isfinite(row[k]):
+                    sum_row[k] += row[k] * weight
+                    weight_row[k] += weight
+                    n_valid += 1
+            invalid += n_valid == 0
+    return invalid
+
+
+@njit(**_COMMON)
 def _kernel_normalize(sums, weights, out):
-    """Write sums / weights to out, NaN where no weight; all (h, w, C) / (h, w)."""
-    for y in range(sums.shape[0]):
-        for x in range(sums.shape[1]):
+    """Write sums / weights to out, NaN where no weight; (h, w*C), weights also (h, w)."""
+    height, size = sums.shape
+    n_bands = size // weights.shape[1]
+    for y in range(height):
+        for x in range(weights.shape[1]):
             weight = weights[y, x]
             if weight > 0:
-                for band in range(sums.shape[2]):
-                    out[y, x, band] = sums[y, x, band] / weight
+                for k in range(x * n_bands, (x + 1) * n_bands):
+                    out[y, k] = sums[y, k] / weight
             else:
-                for band in range(sums.shape[2]):
-                    out[y, x, band] = np.nan
+                for k in range(x * n_bands, (x + 1) * n_bands):
+                    out[y, k] = np.nan
 
 
 @njit(**_COMMON)
@@ -138,7 +262,35 @@ def _kernel_minmax(values):
     return low, high, count
 
 
-@njit(**_COMMON)
+@njit(inline='always', **_COMMON)
+def _encode_row(values, low, high, scale, quant_min, nodata, out):
+    """
+    Quantize a flat row; return the number of clipped entries.
+
+    First without a branch, as if all were valid and in the range, and again
+    only if that was not so.
+    """
+    margin = 0.5 / scale if scale > 0 else 0.0
+    is_odd = False
+    for k in range(values.shape[0]):
+        value = np.float64(values[k])
+        # Also true of NaN.
+        is_odd |= not ((low - value <= margin) & (value - high <= margin))
+        value = min(max(value, low), high)
+        out[k] = np.int64(np.rint((value - low) * scale)) + quant_min
+    if not is_odd:
+        return 0
+    clipped = 0
+    for k in range(values.shape[0]):
+        value = np.float64(values[k])
+        if np.isfinite(value):
+            clipped += (low - value > margin) | (value - high > margin)
+        else:
+            out[k] = nodata
+    return clipped
+
+
+@njit(fastmath=_FAST, **_COMMON)
 def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
     """
     Quantize a flat float array; return the number of clipped entries.
@@ -149,54 +301,33 @@ def _kernel_encode(values, low, high, scale, quant_min, nodata, out):
     mean of ones may be 1 + 1e-7.
     """
     clipped = 0
-    margin = 0.5 / scale if scale > 0 else 0.0
-    for k in range(values.shape[0]):
-        value = np.float64(values[k])
-        if np.isfinite(value):
-            clipped += (low - value > margin) | (value - high > margin)
-            value = min(max(value, low), high)
-            out[k] = np.int64(np.rint((value - low) * scale)) + quant_min
-        else:
-            out[k] = nodata
+    for start in range(0, values.shape[0], _CHUNK):
+        stop = start + _CHUNK
+        for k in range(stop, min(stop + _CHUNK, values.shape[0]), 64 // values.itemsize):
+            _prefetch(values, k)
+        clipped += _encode_row(values[start:stop], low, high, scale, quant_min, nodata,
+                               out[start:stop])
     return clipped
 
 
 @njit(fastmath=_FAST, **_COMMON)
 def _kernel_normalize_encode(sums, weights, low, high, scale, quant_min, nodata, out):
     """
-    Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`, same result.
+    Fuse :func:`_kernel_normalize` and :func:`_kernel_encode`; return the clipped entries.
 
-    Each row is first done without a branch, as if all of it were valid; its
-    sum tells whether that was so. All arrays are C-contiguous.
+    sums and out (h, w*C), weights (h, w) or (h, w*C), all C-contiguous.
     """
-    height, width, n_bands = sums.shape
-    size = width * n_bands
-    clipped, total = 0, 0.0
-    margin = 0.5 / scale if scale > 0 else 0.0
-    divisors = np.empty(size, sums.dtype)
+    height, size = sums.shape
+    n_bands = size // weights.shape[1]
+    clipped = 0
+    means = np.empty(size, sums.dtype)
     for y in range(height):
-        row, out_row = sums[y].reshape(size), out[y].reshape(size)
-        for x in range(width):
-            for band in range(n_bands):
-                divisors[x * n_bands + band] = weights[y, x]
-        row_total, row_clipped = 0.0, 0
+        _prefetch_part(sums, y + _AHEAD, 0, size)
+        row = sums[y]
+        divisors = weights[y] if n_bands == 1 else _expand(weights[y], n_bands)
+        # Rounded to the canvas dtype first, as when the mean is returned. 0 / 0
+        # is NaN; a weight without a sum cannot be, nor the other way round.
         for k in range(size):
-            # The mean is rounded to the canvas dtype first, as when it is returned.
-            value = np.float64(row[k] / divisors[k])
-            row_total += value
-            row_clipped += (low - value > margin) | (value - high > margin)
-            value = min(max(value, low), high)
-            out_row[k] = np.int64(np.rint((value - low) * scale)) + quant_min
-        if row_total - row_total == 0:
-            clipped += row_clipped
-            total += row_total
-            continue
-        for k in range(size):
-            # Also sums of very large values that overflowed are no data.
-            value = np.float64(row[k] / divisors[k])
-            if divisors[k] > 0 and np.isfinite(value):
-                clipped += (low - value > margin) | (value - high > margin)
-                total += value
-            else:
-                out_row[k] = nodata
-    return clipped, total
+            means[k] = row[k] / divisors[k]
+        clipped += _encode_row(means, low, high, scale, quant_min, nodata, out[y])
+    return clipped

@@ -1,110 +1,35 @@
 """
 The soft stitcher: the weighted mean of all windows over each pixel of an image.
 
-It owns the state of ONE image: a canvas, the coverage, and the blend plan. It
-checks everything that comes in, clips windows to the image, and hands finished
-blocks to a sink or the whole array to the caller.
+It owns the state of ONE image: an engine that holds the sums, the coverage,
+the blend plan, and the outlet for finished blocks. It checks everything that
+comes in, clips windows to the image, and hands finished blocks to sinks or the
+whole array to the caller.
 """
 from __future__ import annotations
 
 import functools
-import operator
+import itertools
 import threading
 
 import numpy as np
 
 from cocoseg.errors import (BandCountError, ImageClosedError, NothingAccumulatedError,
-                            OptionError, WeightError, WindowShapeError)
+                            OptionError, WindowShapeError)
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
-from cocoseg.grid.windows import WindowGrid
 from cocoseg.stitch.blend import BlendPlan, get_profile
-from cocoseg.stitch.block_canvas import BlockCanvas
-from cocoseg.stitch.canvas import check_canvas_options, check_dtype, make_canvas
+from cocoseg.stitch.carry import CarryCanvas
 from cocoseg.stitch.coverage import Coverage
-from cocoseg.stitch.products import compute_mean, encode_mean
+from cocoseg.stitch.engines import EngineOptions, make_canvas, make_carry
+from cocoseg.stitch.intake import (as_numpy, as_planes, check_data, check_shape, check_weights,
+                                   choose_area, crop_item, unit_weights)
+from cocoseg.stitch.layers import match_sinks
+from cocoseg.stitch.outlet import Outlet
+from cocoseg.stitch.products import Products, iter_strips
 from cocoseg.stitch.quantize import Quantization
 
-# Rows that are normalized at a time: about 8 MB of float32 for 4096 x 5.
-_STRIP_PIXELS = 1 << 19
-
-
-def as_numpy(data):
-    """
-    Return an array or a torch tensor (any device) as a numpy array.
-
-    What a masked array masks becomes NaN.
-
-    Example:
-        >>> as_numpy([[1, 2]]).shape
-        (1, 2)
-    """
-    if hasattr(data, 'detach'):
-        data = data.detach().cpu()
-    if isinstance(data, np.ma.MaskedArray):
-        data = data.astype(np.result_type(data.dtype, np.float32)).filled(np.nan)
-    return np.asarray(data)
-
-
-def check_weights(weights, window, dtype='float32'):
-    """
-    Check dense weights of a window.
-
-    Args:
-        weights (ndarray): real, shape (h, w) == ``window.shape``.
-        window (Window): where they belong.
-        dtype (str): accumulator that must hold them.
-
-    Raises:
-        WindowShapeError: for another shape.
-        WeightError: if a weight is negative, NaN, infinite, or no number.
-
-    Example:
-        >>> check_weights(np.ones((2, 3)), Window(0, 0, 2, 3))
-    """
-    if weights.shape != window.shape:
-        raise WindowShapeError(
-            f'weights have shape {weights.shape} but {window} needs {window.shape}; '
-            'give one weight per pixel of the window')
-    if weights.dtype.kind not in 'fiub':
-        raise WeightError(f'weights for {window} have dtype {weights.dtype}; give real numbers')
-    # NaN fails both comparisons.
-    if not (weights.min(initial=0) >= 0
-            and weights.max(initial=0) <= np.finfo(dtype).max):
-        raise WeightError(
-            f'weights for {window} lie in {weights.min()} … {weights.max()}; '
-            'they must be finite and not negative')
-
-
-@functools.lru_cache(maxsize=64)
-def _unit_weights(shape, dtype):
-    """Return separable weights of 1; shared, the kernels only read them."""
-    return tuple(np.ones(size, dtype) for size in shape)
-
-
-def _check_shape(shape):
-    """Return ((H, W), C or None) of a shape of whole numbers."""
-    try:
-        sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
-        sizes = ()
-    if len(sizes) not in (2, 3) or min(sizes) < 1:
-        raise OptionError(f'shape={shape!r} must be (H, W) or (H, W, C), whole numbers >= 1')
-    return sizes[:2], (sizes[2] if len(sizes) == 3 else None)
-
-
-def iter_strips(shape):
-    """
-    Yield windows of whole rows that are cheap to hold in float.
-
-    Example:
-        >>> list(iter_strips((3, 400_000)))[:2]
-        [Window(y=0:1, x=0:400000), Window(y=1:2, x=0:400000)]
-    """
-    height, width = shape[:2]
-    rows = max(1, _STRIP_PIXELS // max(width, 1))
-    for y in range(0, height, rows):
-        yield Window(y, 0, min(y + rows, height), width)
+__all__ = ['SoftStitcher', 'as_numpy', 'check_weights', 'iter_strips']
 
 
 class SoftStitcher:
@@ -112,11 +37,15 @@ class SoftStitcher:
     Blend overlapping window predictions into one image.
 
     The result at a pixel is ``sum(w_i * v_i) / sum(w_i)`` over the windows i
-    that cover it with finite values. A pixel with NaN or infinity in any band
-    of a window gets nothing from that window; a pixel that got nothing is NaN.
+    that cover it with finite values. A pixel that got nothing is NaN.
 
     Lifecycle: open, then sealed (no more data), then closed (memory freed).
     ``finalize`` goes through all of it.
+
+    With a sink, memory follows the windows in flight. Declared windows in
+    row-major order and without NaN take the fastest way
+    (:mod:`cocoseg.stitch.carry`); the first that does not ends that, and
+    results differ by rounding at most.
 
     Args:
         shape (tuple): (H, W) or (H, W, C) of the result. Without C, the first
@@ -132,12 +61,27 @@ class SoftStitcher:
         blocksize (int): height and width of the blocks for the sink, px.
         profile (str | Callable): see :class:`~cocoseg.stitch.blend.BlendPlan`.
         dtype (str): accumulator, 'float32' or 'float64'.
-        memmap (None | bool | PathLike): see :class:`~cocoseg.stitch.canvas.Canvas`.
-        device (str | torch.device): 'numpy' or a torch device.
-        memory_budget (int | None): bytes of blocks in RAM, with a sink; what
-            is beyond waits in a file without a name.
+        memmap (None | bool | PathLike): accumulate in files without a name,
+            in the system's temporary folder (True) or the given one.
+        device (str | torch.device): 'numpy' or a torch device, where sums are
+            then held; only finished blocks come back.
+        memory_budget (int | MemoryBudget | None): bytes of blocks in RAM, for
+            this image or for all that share one; what is beyond waits in a
+            file without a name.
         spill_dir (PathLike | None): folder for that file; None is the
             system's temporary folder.
+        nan_policy (str): 'pixel': a pixel with NaN or infinity in any band
+            gets nothing from that window; 'band': only in these bands.
+        area (polygon | None): pixels whose centre lies outside get no data;
+            see :class:`~cocoseg.grid.area.Area`. None is that of ``windows``,
+            if it has one.
+        layers (Mapping[Layer | str, BlockSink] | Sequence[Layer | str] | None):
+            further products of the same pass, each with its sink; without a
+            sink, a list. See :mod:`cocoseg.stitch.layers`, :meth:`read_layers`.
+        channels_first (bool): data come as (C, h, w), as in torch. They are
+            not transposed in memory.
+        engine (str): 'auto', or 'general' to leave out the fastest way.
+        num_threads (int): threads that share the work of one window.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
@@ -160,43 +104,34 @@ class SoftStitcher:
     def __init__(self, shape, windows=None, *, sink=None, expected_minmax=None,
                  quantize_dtype=np.int16, blocksize=256, profile='linear',
                  dtype='float32', memmap=None, device='numpy', memory_budget=None,
-                 spill_dir=None):
-        self._dims, self._n_bands = _check_shape(shape)
-        self._canvas_options = {'dtype': check_dtype(dtype).name, 'memmap': memmap,
-                                'device': device}
-        check_canvas_options(device, memmap)
-        if memory_budget is not None and (sink is None or memmap or str(device) != 'numpy'):
-            raise OptionError(f'memory_budget={memory_budget!r} is for streaming to a sink from '
-                              'RAM; give a sink, and no memmap or device')
-        if spill_dir is not None and memory_budget is None:
-            raise OptionError(f'spill_dir={spill_dir!r} is only used with a memory_budget')
-        self._memory_budget, self._spill_dir = memory_budget, spill_dir
+                 spill_dir=None, nan_policy='pixel', area=None, layers=None,
+                 channels_first=False, engine='auto', num_threads=1):
+        self._dims, self._n_bands = check_shape(shape)
+        self._options = EngineOptions(engine, dtype, memmap, device, memory_budget, spill_dir,
+                                      nan_policy, num_threads)
         get_profile(profile)
         self._profile = profile
-        self._codec = None
-        if expected_minmax is not None:
-            self._codec = Quantization(*expected_minmax, dtype=np.dtype(quantize_dtype).name)
-        self._sink = sink
-        if windows is not None and not isinstance(windows, WindowGrid):
-            # Also because a generator has only one of its two readers.
-            windows = [Window.coerce(window, self._dims) for window in windows]
-        self._windows = windows
-        blocks = BlockGrid(self._dims, blocksize) if sink is not None else None
-        self._coverage = Coverage(self._dims, windows, blocks)
-        self._plan = None
+        self._channels_first = bool(channels_first)
+        codec = None if expected_minmax is None else Quantization(
+            *expected_minmax, dtype=np.dtype(quantize_dtype).name)
+        self._area, self._windows = choose_area(area, windows, self._dims)
+        layers = match_sinks(layers, sink)
+        self._products = Products(codec, list(layers), self._area)
+        self._products.check(self._n_bands)
+        in_blocks = sink is not None or self._options.budget is not None
+        self._blocks = BlockGrid(self._dims, blocksize) if in_blocks else None
+        self._coverage = Coverage(self._dims, self._windows,
+                                  None if sink is None else self._blocks)
         self._canvas = None
-        self._unsent = set(block.index for block in blocks) if blocks else set()
-        self._sealed = False
-        self._closed = False
+        self._sealed = self._closed = False
         self._lock = threading.RLock()
-        self._sent = threading.Condition(self._lock)
-        self._n_sending = 0
+        self._outlet = None if sink is None else Outlet(
+            self._blocks, self._products, [sink, *layers.values()], self._lock)
         self.n_invalid = 0
 
     def __repr__(self):
-        height, width = self._dims
         state = 'closed' if self._closed else 'sealed' if self._sealed else 'open'
-        return f'<SoftStitcher(h={height}, w={width}, c={self._n_bands}, {state})>'
+        return '<SoftStitcher(h={}, w={}, c={}, {})>'.format(*self.shape, state)
 
     @property
     def shape(self):
@@ -205,15 +140,33 @@ class SoftStitcher:
 
     @property
     def nbytes(self):
-        """Bytes that the canvas holds now."""
+        """Bytes that sums and begun blocks hold now."""
         return 0 if self._canvas is None else self._canvas.nbytes
 
     @property
-    def weights(self):
-        """Sum of weights per pixel, (H, W); zeros before the first window."""
+    def peak_nbytes(self):
+        """The most bytes that sums and begun blocks held."""
+        return 0 if self._canvas is None else self._canvas.peak_nbytes
+
+    @property
+    def engine(self):
+        """'carry', 'general', or None before the first window."""
         if self._canvas is None:
-            return np.zeros(self._dims, self._canvas_options['dtype'])
-        return self._canvas.weights
+            return None
+        return 'carry' if isinstance(self._canvas, CarryCanvas) else 'general'
+
+    @property
+    def weights(self):
+        """Sum of weights per pixel, (H, W), zeros before the first window; a copy."""
+        if self._canvas is None:
+            return np.zeros(self._dims, self._options.dtype)
+        with self._lock:
+            return self._get_canvas().weights
+
+    @property
+    def n_clipped(self):
+        """Values outside ``expected_minmax`` in the blocks that were sent."""
+        return 0 if self._outlet is None else self._outlet.n_clipped
 
     @property
     def n_windows(self):
@@ -229,7 +182,7 @@ class SoftStitcher:
     @property
     def is_declared(self):
         """True if the windows to come are known."""
-        return self._coverage.is_declared
+        return self._windows is not None
 
     @property
     def is_complete(self):
@@ -268,65 +221,112 @@ class SoftStitcher:
             Exception: whatever the sink raises. The data was taken; do not add
                 it again. ``finalize`` offers the block again.
         """
-        full = (Window.from_shape(self._dims) if window is None
-                else Window.coerce(window, self._dims))
-        self._check_open(full)
-        data = self._check_data(data, full)
-        inside = self._coverage.clip(full)
-        weights = self._choose_weights(full, inside, weights)
-        if inside != full:
-            data = data[inside.within(full).slices]
-        with self._lock:
-            self._check_open(inside)
-            self._coverage.check_expected(inside)
-            canvas = self._ensure_canvas(data.shape[2])
-            added, invalid = canvas.add(inside.y0, inside.x0, data, weights)
-            self.n_invalid += invalid
-            final = self._coverage.count(inside)
-        self._send(final)
-        return added
+        self._check_open(window)
+        return self._add(list(filter(None, [self._prepare(window, data, weights)])))
 
-    def clip(self, window):
+    def add_batch(self, windows, data, weights=None):
         """
-        Return the part of a window inside the image.
+        Add the predictions of several windows, which costs less than one by one.
+
+        Args:
+            windows (Sequence[Window | tuple[slice, slice] | kwimage.Box]): see :meth:`add`.
+            data (Sequence[ndarray | Tensor]): as many, for example one array
+                of shape (N, h, w, C).
+            weights (Sequence[ndarray | Tensor | None] | None): as many, or None.
+
+        Returns:
+            int: pixels that received a contribution.
 
         Raises:
-            CoverageError: if there is none.
+            WindowShapeError: also if the numbers of windows and data differ.
+            Exception: as for :meth:`add`; then no window of the batch was
+                added, unless a sink or the canvas raised.
         """
-        return self._coverage.clip(window)
+        weights = [None] * len(windows) if weights is None else weights
+        if not len(windows) == len(data) == len(weights):
+            raise WindowShapeError(f'{len(windows)} windows came with {len(data)} predictions and '
+                                   f'{len(weights)} weights; give as many of each')
+        self._check_open(windows)
+        items = list(filter(None, map(self._prepare, windows, data, weights)))
+        counts = {item.data.shape[2] for item in items}
+        if len(counts) > 1:
+            raise BandCountError(f'the predictions of one batch have {sorted(counts)} bands; every '
+                                 'window needs the same bands')
+        return self._add(items)
 
-    def _check_data(self, data, window):
-        on_device = str(self._canvas_options['device']) != 'numpy'
-        if not (on_device and hasattr(data, 'detach')):
-            data = as_numpy(data)
-            if data.dtype.kind not in 'fiub':
-                raise WindowShapeError(f'data for {window} has dtype {data.dtype}; '
-                                       'give real numbers')
-        if len(data.shape) == 2:
-            data = data[..., None]
-        if len(data.shape) != 3 or tuple(data.shape[:2]) != window.shape:
-            height, width = window.shape
-            raise WindowShapeError(
-                f'data has shape {tuple(data.shape)} but {window} needs ({height}, {width}, *); '
-                'resize the prediction to its window, or give the window it was made for')
-        if data.shape[2] < 1 or self._n_bands not in (None, data.shape[2]):
-            raise BandCountError(
-                f'data for {window} has {data.shape[2]} bands but this image has '
-                f'{self._n_bands or "at least 1"}; every window needs the same bands')
-        return data
-
-    def _choose_weights(self, full, inside, weights):
-        """Return the weights of the part of a window inside the image."""
+    def _prepare(self, window, data, weights):
+        """Return one checked window, or None if the area of interest leaves it out."""
+        full = (Window.from_shape(self._dims) if window is None
+                else Window.coerce(window, self._dims))
+        data = check_data(data, full, self._n_bands, self._options.on_device,
+                          self._channels_first)
+        inside = self._coverage.clip(full)
         if weights is not None:
             weights = as_numpy(weights)
-            check_weights(weights, full, self._canvas_options['dtype'])
-            return weights if inside == full else weights[inside.within(full).slices]
+            check_weights(weights, full, self._options.dtype)
+        is_outside = self._area is not None and not self._area.touches(inside)
+        return None if is_outside else crop_item(full, inside, data, weights)
+
+    def _add(self, items):
+        """Add checked windows, all or none; send what is final; return the pixels added."""
+        added, error = 0, None
+        while items:
+            with self._lock:
+                self._check_open([item.full for item in items])
+                expected = self._coverage.check_all([item.inside for item in items])
+                n_windows, n_pixels = self._accumulate(items)
+                final = [index for item, entry in zip(items[:n_windows], expected)
+                         for index in self._coverage.count(item.inside, entry)]
+            items, added = items[n_windows:], added + n_pixels
+            try:
+                self._send_final(final)
+            except Exception as ex:
+                # A batch is taken as a whole, like the one window of an add.
+                error = error or ex
+        if error is not None:
+            raise error
+        return added
+
+    def _send_final(self, indices):
+        if indices:
+            self._outlet.send(indices, functools.partial(self._take, is_complete=True))
+            with self._lock:
+                if self.is_complete and not self._outlet.n_unsent:
+                    # Nobody finalized yet, but nothing needs the memory any more.
+                    self._canvas.close()
+
+    def clip(self, window):
+        """Return the part of a window inside the image; CoverageError if there is none."""
+        return self._coverage.clip(window)
+
+    def _accumulate(self, items):
+        """Add the first windows of some; return how many, and their valid pixels."""
+        canvas = self._ensure_canvas(items[0].data.shape[2])
+        if isinstance(canvas, CarryCanvas):
+            plain = list(itertools.takewhile(lambda item: item.weights is None, items))
+            n_windows = canvas.match([item.inside for item in plain])
+            if n_windows:
+                n_windows = canvas.add([as_planes(item.data, canvas.dtype)
+                                        for item in plain[:n_windows]])
+            if n_windows:
+                return n_windows, sum(item.inside.area for item in plain[:n_windows])
+            canvas = self._leave_carry()
+        full, inside, data, weights = items[0]
+        if weights is None:
+            weights = self._get_plan_weights(full, inside)
+        added, invalid = canvas.add(inside.y0, inside.x0, data, weights)
+        self.n_invalid += invalid
+        return 1, added
+
+    @functools.cached_property
+    def _plan(self):
+        return BlendPlan(self._windows, self._profile)
+
+    def _get_plan_weights(self, full, inside):
+        """Return the separable weights of the part of a window inside the image."""
         if self._windows is None:
-            return _unit_weights(inside.shape, self._canvas_options['dtype'])
-        with self._lock:
-            if self._plan is None:
-                self._plan = BlendPlan(self._windows, self._profile)
-            declared = self._coverage.find_declared(full, inside)
+            return unit_weights(inside.shape, self._options.dtype)
+        declared = self._coverage.find_declared(full, inside)
         rows, columns = self._plan.get_weights(declared)
         if declared != inside:
             crop = inside.within(declared).slices
@@ -341,19 +341,33 @@ class SoftStitcher:
 
     def _ensure_canvas(self, n_bands):
         if self._canvas is None:
-            self._canvas = self._make_canvas((*self._dims, n_bands))
+            shape = (*self._dims, n_bands)
+            self._products.check(n_bands)
+            if self._outlet is not None and self.is_declared:
+                self._canvas = make_carry(shape, self._blocks, self._plan, self._options,
+                                          self._products)
+            if self._canvas is None:
+                self._canvas = self._make_general(shape)
             self._n_bands = n_bands
         elif n_bands != self._n_bands:
             # Two first windows raced; the loser is checked here.
             raise BandCountError(f'data has {n_bands} bands but this image has {self._n_bands}')
         return self._canvas
 
-    def _make_canvas(self, shape):
-        options = self._canvas_options
-        if self._sink is None or str(options['device']) != 'numpy' or options['memmap']:
-            return make_canvas(shape, **options)
-        return BlockCanvas(shape, self._coverage.blocks, options['dtype'], self._memory_budget,
-                           self._spill_dir)
+    def _make_general(self, shape):
+        return make_canvas(shape, self._blocks, self._options,
+                           plan=self._plan if self.is_declared else None,
+                           deviations=self._products.needs_deviations, lock=self._lock)
+
+    def _leave_carry(self):
+        """Go on with the general canvas, from where the carry strip is."""
+        carry, self._canvas = self._canvas, self._make_general(self._canvas.shape)
+        carry.pour_into(self._canvas)
+        # What was clipped in blocks that are begun is in their sums, clipped.
+        self._outlet.n_clipped += carry.n_clipped
+        self._canvas.peak_nbytes = max(carry.peak_nbytes, carry.nbytes + self._canvas.nbytes)
+        carry.close()
+        return self._canvas
 
     def advance(self, row):
         """
@@ -364,18 +378,16 @@ class SoftStitcher:
 
         Raises:
             OptionError: without a sink, or if windows were declared.
-            ImageClosedError: if the image was already finalized.
         """
-        if self._sink is None or self.is_declared:
+        if self._outlet is None or self.is_declared:
             raise OptionError('advance is for streaming undeclared windows to a sink; declared '
                               'windows are counted')
         with self._lock:
             self._check_open(f'row {row}')
             self._coverage.advance(row)
-            blocks = self._coverage.blocks
-            final = [index for index in sorted(self._unsent)
-                     if blocks.get(index).core.y1 <= row] if self._canvas else []
-        self._send(final)
+            final = [index for index in sorted(self._outlet.unsent)
+                     if self._blocks.get(index).core.y1 <= row] if self._canvas else []
+        self._outlet.send(final, self._take)
 
     # ---- finished data -----------------------------------------------------
 
@@ -387,25 +399,50 @@ class SoftStitcher:
             NothingAccumulatedError: if no window was ever added.
         """
         with self._lock:
-            self._get_canvas()
+            self._check_data_came()
             self._sealed = True
 
-    def _get_canvas(self):
+    def _check_data_came(self):
         if self._canvas is None:
             raise NothingAccumulatedError(
                 f'{self!r} has received no data, so there is nothing to finalize')
         if self._closed:
             raise ImageClosedError(f'{self!r} was already finalized; its memory is freed')
-        return self._canvas
+
+    def _get_canvas(self):
+        """Return the general canvas, which can be read anywhere."""
+        self._check_data_came()
+        return self._leave_carry() if isinstance(self._canvas, CarryCanvas) else self._canvas
+
+    def _take(self, index, is_complete=False):
+        """Return the values of a block, for the outlet."""
+        if self._closed:
+            raise ImageClosedError(f'{self!r} was closed while blocks were sent to the sink')
+        return self._canvas.take(index, is_complete)
 
     def read(self, window):
         """
         Return the blended values of a window inside the image.
 
         Returns:
-            ndarray: accumulator dtype, shape (h, w, C), NaN where no data.
+            ndarray: accumulator dtype, shape (h, w, C), NaN where no data,
+            also where a block was sent already.
         """
-        return compute_mean(*self._get_canvas().read(window))
+        return self._read_values(window).compute_mean()
+
+    def read_layers(self, window, layers=None):
+        """
+        Return extra layers of a window inside the image, None is all of them.
+
+        As {Layer: (h, w, K) array as its sink would get it}.
+        """
+        return self._products.render_layers(self._read_values(window), layers)
+
+    def _read_values(self, window):
+        with self._lock:
+            values = self._get_canvas().read(window)
+        self._products.crop(values, window)
+        return values
 
     def encode(self, codec, window, out=None):
         """
@@ -417,50 +454,9 @@ class SoftStitcher:
             out (ndarray | None): (h, w, C), C-contiguous, of the code's dtype, to fill.
 
         Returns:
-            tuple[ndarray, int, float]: codes (h, w, C), how many values were
-            clipped, and the sum of all valid values.
+            tuple[ndarray, int]: codes (h, w, C), and the number clipped.
         """
-        return encode_mean(codec, *self._get_canvas().read(window), out)
-
-    def _make_block(self, arrays):
-        if self._codec is not None:
-            return encode_mean(self._codec, *arrays)[0]
-        return compute_mean(*arrays)
-
-    def _send(self, indices):
-        """Hand final blocks to the sink; a block whose write fails stays ours."""
-        for index in indices:
-            with self._lock:
-                if index not in self._unsent:
-                    continue
-                block = self._coverage.blocks.get(index)
-                arrays = self._get_canvas().take(block)
-                self._unsent.discard(index)
-                self._n_sending += 1
-            sent = False
-            try:
-                self._sink.write_block(block.core, self._make_block(arrays))
-                sent = True
-            finally:
-                with self._lock:
-                    if sent:
-                        self._canvas.recycle(arrays)
-                    else:
-                        self._canvas.give_back(block, arrays)
-                        self._unsent.add(index)
-                    self._n_sending -= 1
-                    self._sent.notify_all()
-
-    def _send_rest(self):
-        """Hand over every block that is left, also those that fail meanwhile elsewhere."""
-        while True:
-            with self._lock:
-                rest = sorted(self._unsent)
-            self._send(rest)
-            with self._lock:
-                self._sent.wait_for(lambda: self._n_sending == 0)
-                if not self._unsent:
-                    return
+        return self._read_values(window).encode(codec, out)
 
     def finalize(self):
         """
@@ -479,14 +475,19 @@ class SoftStitcher:
         """
         self.seal()
         out = None
-        if self._sink is not None:
-            self._send_rest()
+        if self._outlet is not None:
+            if not self.is_complete:
+                # What is missing leaves blocks that are begun and not finished.
+                with self._lock:
+                    self._get_canvas()
+            self._outlet.send_rest(self._take)
         else:
-            out = np.empty(self.shape, self._canvas_options['dtype'])
+            codec = self._products.codec
+            out = np.empty(self.shape, self._options.dtype)
             for strip in iter_strips(self._dims):
                 part = self.read(strip)
-                if self._codec is not None:
-                    np.clip(part, self._codec.orig_min, self._codec.orig_max, out=part)
+                if codec is not None:
+                    np.clip(part, codec.orig_min, codec.orig_max, out=part)
                 out[strip.slices] = part
         self.close()
         return out

@@ -1,139 +1,335 @@
-"""The block canvas: the same sums as a whole canvas, in bounded memory."""
+"""The canvas in blocks: the same bits however it is cut, and blocks that come and go."""
 import errno
+import os
+import threading
 
 import numpy as np
 import pytest
 
-from cocoseg.errors import CanvasError, OptionError
-from cocoseg.grid.blocks import BlockGrid
-from cocoseg.grid.window import Window
-from cocoseg.grid.windows import WindowGrid
-from cocoseg.protocols import MemorySink
-from cocoseg.stitch.block_canvas import BlockCanvas
-from cocoseg.stitch.canvas import Canvas
-from cocoseg.stitch.soft import SoftStitcher
+from cocoseg import BlockGrid, Quantization, Window
+from cocoseg.errors import CanvasError
+from cocoseg.stitch import arena
+from cocoseg.stitch.budget import MemoryBudget
+from cocoseg.stitch.canvas import BlockCanvas
+
+from .test_canvas import DTYPES, POLICIES, EagerCanvas, assert_same_bits, make_parts
 
 SHAPE = (50, 70, 3)
 BLOCKS = BlockGrid(SHAPE, 16)
-BLOCK_NBYTES = 16 * 16 * 4 * 4
+ONES = (np.ones(16, 'f4'), np.ones(16, 'f4'))
+OPTIONS = {'in RAM': {}, 'in files': {'memmap': True}, 'on a budget': {'budget': 3000}}
 
 
-def iter_input(n_windows=40, seed=0):
-    """Yield (y0, x0, data, weights) with NaN, separable and dense weights in turn."""
-    rng = np.random.RandomState(seed)
-    for turn in range(n_windows):
-        height, width = rng.randint(1, 30, 2)
-        y0, x0 = rng.randint(0, SHAPE[0] - height + 1), rng.randint(0, SHAPE[1] - width + 1)
-        data = rng.rand(height, width, SHAPE[2]).astype('f4')
-        data[rng.rand(height, width) > 0.95] = np.nan
-        weights = rng.rand(height, width).astype('f4')
-        yield y0, x0, data, weights if turn % 2 else (weights[:, 0], weights[0])
+def make(blocks=BLOCKS, options='in RAM', **others):
+    """Return a canvas; every budget is its own."""
+    options = {**OPTIONS[options], **others}
+    if 'budget' in options:
+        options['budget'] = MemoryBudget.coerce(options['budget'])
+    return BlockCanvas(SHAPE, blocks, **options)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('budget', [None, 0, 2 * BLOCK_NBYTES])
-def test_the_sums_are_those_of_a_whole_canvas(dtype, budget):
-    blocky, whole = BlockCanvas(SHAPE, BLOCKS, dtype, budget), Canvas(SHAPE, dtype)
-    for window in iter_input():
-        assert blocky.add(*window) == whole.add(*window)
+def get_parts(seed=0, n_parts=50):
+    return make_parts(np.random.RandomState(seed), n_parts, SHAPE, max_size=30)
+
+
+def fill(canvas, parts, **options):
+    """Add the parts, and return an EagerCanvas that has them too."""
+    expected = EagerCanvas(SHAPE, canvas.dtype, **options)
+    for part in parts:
+        assert canvas.add(*part) == expected.add(*part)
+    return expected
+
+
+# ---- sums ------------------------------------------------------------------
+
+@pytest.mark.parametrize('num_threads', [1, 2, 3])
+@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize('nan_policy', POLICIES)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_blocks_hold_the_same_bits(dtype, nan_policy, options, num_threads):
+    for deviations in (False, True):
+        canvas = make(BLOCKS, options, dtype=dtype, nan_policy=nan_policy,
+                      num_threads=num_threads, deviations=deviations)
+        expected = fill(canvas, get_parts(), nan_policy=nan_policy)
+        for block in BLOCKS:
+            values = canvas.take(block.index)
+            assert_same_bits(values, expected, block.core.slices, deviations)
+            values.release()
+        assert canvas.n_live == 0 and not canvas.weights.any()
+        canvas.close()
+
+
+@pytest.mark.parametrize('size', [1, (3, 70), (50, 3), (7, 13), (50, 70), (60, 80), 1000])
+def test_blocks_of_any_size(size):
+    blocks = BlockGrid(SHAPE, size)
+    canvas = make(blocks)
+    expected = fill(canvas, get_parts(n_parts=12))
+    for block in blocks:
+        assert_same_bits(canvas.take(block.index), expected, block.core.slices)
+
+
+@pytest.mark.parametrize('nan_policy', POLICIES)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_reading_does_not_change_anything(options, nan_policy):
+    canvas = make(BLOCKS, options, nan_policy=nan_policy)
+    expected = EagerCanvas(SHAPE, nan_policy=nan_policy)
+    for number, part in enumerate(get_parts()):
+        canvas.add(*part), expected.add(*part)
+        window = Window(number // 2, number, number + 9, number + 20).clip(SHAPE)
+        assert_same_bits(canvas.read(window), expected, window.slices)
+        if number % 5 == 0:
+            assert np.array_equal(canvas.weights, expected.weights)
+    assert_same_bits(canvas.read(Window.from_shape(SHAPE)), expected)
+    canvas.close()
+
+
+@pytest.mark.parametrize('n_before', [0, 1, 5])
+@pytest.mark.parametrize('nan_policy', POLICIES)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_sums_and_terms_can_be_loaded(options, nan_policy, n_before):
+    rng = np.random.RandomState(0)
+    expected, canvas = EagerCanvas(SHAPE, nan_policy=nan_policy), make(
+        BLOCKS, options, nan_policy=nan_policy)
+    terms = {block.index: [] for block in BLOCKS}
+    for y0, x0, height, width in [(0, 0, 20, 33), (10, 5, 16, 16), (7, 0, 40, 70),
+                                  (48, 60, 2, 10), (16, 16, 16, 16)][:n_before]:
+        rows, columns = (rng.rand(size).astype('f4') for size in (height, width))
+        expected.add(y0, x0, rng.rand(height, width, 3), (rows, columns))
+        for index, (ya, xa, yb, xb), (by, bx) in BLOCKS.iter_parts(
+                y0, x0, y0 + height, x0 + width):
+            terms[index].append((ya - by, xa - bx, ya - y0, xa - x0, yb - ya, xb - xa,
+                                 rows, columns))
     for block in BLOCKS:
-        sums, weights = blocky.take(block)
-        assert np.array_equal(sums, whole.sums[block.core.slices])
-        assert np.array_equal(weights, whole.weights[block.core.slices])
-        blocky.recycle((sums, weights))
-    blocky.close()
+        if terms[block.index]:
+            canvas.load(block.index, expected.sums[block.core.slices], terms[block.index])
+    for part in get_parts():
+        assert canvas.add(*part) == expected.add(*part)
+    for block in BLOCKS:
+        assert_same_bits(canvas.take(block.index), expected, block.core.slices)
+    canvas.close()
 
 
-def test_reading_does_not_change_anything():
-    blocky, whole = BlockCanvas(SHAPE, BLOCKS, memory_budget=BLOCK_NBYTES), Canvas(SHAPE)
-    for number, window in enumerate(iter_input()):
-        blocky.add(*window), whole.add(*window)
-        part = Window(number, number, number + 9, number + 20).clip(SHAPE)
-        for found, expected in zip(blocky.read(part), whole.read(part)):
-            assert np.array_equal(found, expected)
-    assert np.array_equal(blocky.weights, whole.weights)
-    blocky.close()
+# ---- blocks that come and go -------------------------------------------------
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_a_taken_block_is_out(options):
+    canvas = make(BLOCKS, options)
+    canvas.add(0, 0, np.ones((16, 16, 3)), ONES)
+    values = canvas.take((0, 0))
+    assert canvas.n_live == 0 and not canvas.weights.any()
+    # What comes later is another block.
+    canvas.add(0, 0, np.full((16, 16, 3), 5), ONES)
+    again = canvas.take((0, 0))
+    assert (values.sums == 1).all() and (values.weights == 1).all()
+    assert (again.sums == 5).all() and (again.weights == 1).all()
+    for other in (canvas.take((0, 0)), canvas.take((3, 4))):
+        assert not other.sums.any() and not other.weights.any()
+        assert np.isnan(other.compute_mean()).all()
+    assert other.sums.shape == (2, 6, 3) and other.weights.shape == (2, 6)
+    canvas.close()
 
 
-def test_the_budget_is_kept_and_files_have_no_name(tmp_path):
-    canvas = BlockCanvas(SHAPE, BLOCKS, memory_budget=3 * BLOCK_NBYTES, spill_dir=tmp_path)
-    for window in iter_input():
-        canvas.add(*window)
-        y0, x0, data, _ = window
-        rows, columns = BLOCKS.touched_by(Window(y0, x0, y0 + len(data), x0 + data.shape[1]))
-        n_used = (rows.stop - rows.start) * (columns.stop - columns.start)
-        assert canvas.nbytes <= max(3, n_used) * BLOCK_NBYTES
-        assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize('options', OPTIONS)
+def test_taken_blocks_share_nothing(options):
+    canvas = make(BLOCKS, options, deviations=True)
+    expected = fill(canvas, get_parts())
+    taken = {block: canvas.take(block.index) for block in BLOCKS}
+    arrays = [array for values in taken.values()
+              for array in (values.sums, values.weights, values.deviations)]
+    assert not any(np.shares_memory(first, second)
+                   for n, first in enumerate(arrays) for second in arrays[:n])
+    fill(canvas, get_parts(seed=1))
+    canvas.read(Window.from_shape(SHAPE))
+    for block, values in taken.items():
+        assert_same_bits(values, expected, block.core.slices, deviations=True)
+    canvas.close()
+
+
+@pytest.mark.parametrize('nan_policy', POLICIES)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_recycled_memory_is_clean(options, nan_policy):
+    canvas = make(BLOCKS, options, deviations=True, nan_policy=nan_policy)
+    data = np.full((16, 16, 3), 7.0)
+    data[3, 3, 1] = np.nan
+    nbytes = None
+    for turn in range(4):
+        for _ in range(2):
+            canvas.add(0, 16, data + turn, ONES if turn % 2 else np.ones((16, 16)))
+        assert nbytes in (None, canvas.nbytes), 'memory was used again'
+        nbytes = canvas.nbytes
+        canvas.take((0, 1)).release()
+        # Larger and smaller blocks get the same memory.
+        for index in [(1, 1), (3, 4), (0, 1)]:
+            values = canvas.take(index)
+            assert not values.sums.any() and not values.weights.any()
+            assert not values.deviations.any()
+            values.release()
     canvas.close()
     assert canvas.nbytes == 0
 
 
-def test_a_taken_block_is_out_and_can_come_back():
-    canvas, block = BlockCanvas(SHAPE, BLOCKS), BLOCKS.get((0, 0))
-    ones = (np.ones(4, 'f4'), np.ones(4, 'f4'))
-    canvas.add(0, 0, np.ones((4, 4, 3)), ones)
-    arrays = canvas.take(block)
-    assert canvas.n_live == 0 and not canvas.weights.any()
-    canvas.give_back(block, arrays)
-    canvas.add(0, 0, np.ones((4, 4, 3)), ones)
-    sums, weights = canvas.take(block)
-    assert (sums[:4, :4] == 2).all() and weights.sum() == 32
-
-
-def test_recycled_memory_is_clean():
-    canvas = BlockCanvas(SHAPE, BLOCKS)
-    canvas.add(0, 0, np.ones((16, 16, 3)), np.ones((16, 16)))
-    canvas.recycle(canvas.take(BLOCKS.get((0, 0))))
-    nbytes = canvas.nbytes
-    sums, weights = canvas.take(BLOCKS.get((1, 1)))
-    assert not sums.any() and not weights.any() and nbytes == BLOCK_NBYTES
-
-
-def test_a_full_disk_is_an_error_with_a_remedy(monkeypatch):
-    canvas = BlockCanvas(SHAPE, BLOCKS, memory_budget=0)
-
-    def fail(*args, **kwargs):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr('tempfile.TemporaryFile', fail)
-    canvas.add(0, 0, np.ones((4, 4, 3)), np.ones((4, 4)))
-    with pytest.raises(CanvasError, match='spill'):
-        canvas.add(20, 20, np.ones((14, 4, 3)), np.ones((14, 4)))
-    monkeypatch.undo()
-    assert canvas.weights.sum() == 16, 'a window that failed is left out as a whole'
+@pytest.mark.parametrize('options', OPTIONS)
+def test_memory_follows_the_blocks_in_work(options):
+    shape = (16 * 40, 16, 3)
+    canvas = BlockCanvas(shape, BlockGrid(shape, 16), memmap=OPTIONS[options].get('memmap'),
+                         budget=MemoryBudget(10 ** 6) if options == 'on a budget' else None)
+    for row in range(40):
+        canvas.add(16 * row, 0, np.ones((16, 16, 3)), ONES)
+        assert canvas.n_live == 1
+        canvas.take((row, 0)).release()
+        assert canvas.n_live == 0
+        if options != 'in RAM':
+            assert canvas.nbytes == 0
+    if options == 'in RAM':
+        # A slab holds several blocks, but never much of the image.
+        assert canvas.peak_nbytes == canvas.nbytes <= 40 * 768 * 4 // 8
+    else:
+        assert canvas.peak_nbytes == {'in files': 1024, 'on a budget': 768}[options] * 4
     canvas.close()
 
 
-def test_a_budget_needs_a_stream():
-    for options in [{}, {'sink': MemorySink(), 'memmap': True}]:
-        with pytest.raises(OptionError, match='memory_budget'):
-            SoftStitcher((4, 4), memory_budget=100, **options)
-    with pytest.raises(OptionError, match='spill_dir'):
-        SoftStitcher((4, 4), sink=MemorySink(), spill_dir='.')
+@pytest.mark.parametrize('options', OPTIONS)
+def test_values_outlive_the_canvas(options):
+    canvas = make(BLOCKS, options, num_threads=2)
+    expected = fill(canvas, get_parts())
+    first, second = canvas.take((0, 0)), canvas.take((1, 1))
+    first.release()
+    first.release()
+    for _ in range(2):
+        canvas.close()
+        assert canvas.nbytes == 0
+    assert_same_bits(second, expected, BLOCKS.get((1, 1)).core.slices)
+    second.release()
+    second.release()
+    assert canvas.nbytes == 0 and canvas.n_live == 0
 
 
-@pytest.mark.parametrize('budget', [None, 0, 5 * BLOCK_NBYTES])
-@pytest.mark.parametrize('order', ['rows', 'random'])
-def test_a_stream_is_the_same_with_any_budget_and_holds_little(budget, order):
-    shape, rng = (200, 90, 3), np.random.RandomState(0)
-    grid = WindowGrid(shape, window=32, overlap=8)
-    windows = list(grid)
-    if order == 'random':
-        rng.shuffle(windows)
-    image = rng.rand(*shape).astype('f4')
-    sink = MemorySink()
-    stitcher = SoftStitcher(shape, grid, sink=sink, blocksize=16, memory_budget=budget)
-    whole = SoftStitcher(shape, grid)
-    peak = 0
-    for window in windows:
-        data = np.where(rng.rand(32, 32, 1) > 0.99, np.nan, image[window.slices])
-        stitcher.add(window, data)
-        whole.add(window, data)
-        peak = max(peak, stitcher.nbytes)
-    stitcher.finalize()
-    assert np.array_equal(sink.as_array(), whole.finalize(), equal_nan=True)
-    if budget is not None:
-        # A window of 32 px touches at most 3 x 3 blocks of 16.
-        assert peak <= max(budget, 9 * BLOCK_NBYTES)
-    elif order == 'rows':
-        # Rows in flight, not the height of the image: 4 of 13 rows of 6 blocks.
-        assert peak <= 4 * 6 * BLOCK_NBYTES
+def test_a_block_released_twice_is_given_away_once():
+    canvas = make()
+    first = canvas.take((0, 0))
+    first.release()
+    first.release()
+    second, third = canvas.take((0, 1)), canvas.take((0, 2))
+    assert not np.shares_memory(second.sums, third.sums)
+
+
+@pytest.mark.parametrize('nan_policy', POLICIES)
+def test_codes_are_those_of_the_mean(nan_policy):
+    canvas = make(nan_policy=nan_policy)
+    fill(canvas, get_parts(), nan_policy=nan_policy)
+    codec = Quantization(-1, 1, 'uint8')
+    for block in BLOCKS:
+        values = canvas.take(block.index)
+        mean = values.compute_mean()
+        expected, n_clipped = codec.encode(mean)
+        codes, found = values.encode(codec)
+        assert codes.dtype == 'uint8' and np.array_equal(codes, expected)
+        assert found == n_clipped
+
+
+QUARTER = (np.full(16, 0.5, 'f4'), np.full(16, 0.5, 'f4'))
+
+
+@pytest.mark.parametrize('options', ['in RAM', 'on a budget'])
+@pytest.mark.parametrize('nan_policy', POLICIES)
+def test_where_weights_add_up_to_1_nothing_is_divided(nan_policy, options):
+    canvas, rng = make(BLOCKS, options, nan_policy=nan_policy, is_unity=True), np.random
+    data = rng.RandomState(0).rand(4, 16, 16, 3).astype('f4')
+    for column in range(5):
+        for part in data:
+            canvas.add(0, 16 * column if column < 4 else 54, part, QUARTER)
+    # A block that is not complete, and one that knows its weights already.
+    assert (canvas.take((0, 0)).weights == 1).all()
+    canvas.read(Window(0, 16, 1, 17))
+    assert (canvas.take((0, 1), is_complete=True).weights == 1).all()
+    values = canvas.take((0, 2), is_complete=True)
+    assert values.weights is None
+    expected = (data[0] * 0.25 + data[1] * 0.25) + data[2] * 0.25 + data[3] * 0.25
+    assert np.array_equal(values.compute_mean(), expected)
+    assert np.array_equal(values.encode(Quantization(0.4, 0.6))[0],
+                          Quantization(0.4, 0.6).encode(expected)[0])
+    values.release()
+    assert make().take((0, 0), is_complete=True).weights is not None
+    canvas.close()
+
+
+@pytest.mark.parametrize('nan_policy', POLICIES)
+def test_where_a_value_is_missing_weights_do_not_add_up_to_1(nan_policy):
+    canvas = make(is_unity=True, nan_policy=nan_policy)
+    for number in range(4):
+        data = np.full((16, 16, 3), number, 'f4')
+        if number == 2:
+            data[5, 6, 1] = np.nan
+        canvas.add(0, 0, data, QUARTER)
+    mean = canvas.take((0, 0), is_complete=True).compute_mean()
+    expected = np.full((16, 16, 3), 1.5, 'f4')
+    expected[5, 6, slice(1, 2) if nan_policy == 'band' else slice(None)] = (0 + 1 + 3) / 3
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    # Weights per pixel are nobody's plan.
+    canvas.add(16, 16, np.full((16, 16, 3), 5), np.full((16, 16), 2))
+    assert (canvas.take((1, 1), is_complete=True).compute_mean() == 5).all()
+
+
+def test_deviations_need_their_weights():
+    canvas = make(is_unity=True, deviations=True)
+    canvas.add(0, 0, np.ones((16, 16, 3)), ONES)
+    assert (canvas.take((0, 0), is_complete=True).weights == 1).all()
+
+
+# ---- threads ---------------------------------------------------------------
+
+def count_workers():
+    return sum(thread.name.startswith('cocoseg-canvas') for thread in threading.enumerate())
+
+
+def test_threads_end_with_the_canvas():
+    before = count_workers()
+    canvas = make(num_threads=3)
+    canvas.add(0, 0, np.ones(SHAPE), (np.ones(50), np.ones(70)))
+    assert before < count_workers() <= before + 2
+    canvas.close()
+    assert count_workers() == before
+    assert (BlockCanvas(SHAPE, BLOCKS).add(0, 0, np.ones(SHAPE), np.ones(SHAPE[:2]))
+            == (3500, 0))
+    assert count_workers() == before
+
+
+@pytest.mark.parametrize('num_threads', [1, 3])
+def test_invalid_pixels_of_all_blocks_are_counted(num_threads):
+    canvas, rng = make(num_threads=num_threads), np.random.RandomState(0)
+    data = rng.rand(*SHAPE)
+    data[rng.rand(*SHAPE) > 0.9] = np.inf
+    invalid = int((~np.isfinite(data)).any(axis=2).sum())
+    assert canvas.add(0, 0, data, np.ones(SHAPE[:2])) == (3500 - invalid, invalid)
+    canvas.close()
+
+
+# ---- errors leave a window out as a whole --------------------------------------
+
+@pytest.mark.parametrize('num_threads', [1, 2])
+@pytest.mark.parametrize('options', ['in files', 'on a budget'])
+@pytest.mark.parametrize('n_before', range(4))
+def test_no_room_for_one_of_the_blocks(monkeypatch, options, n_before, num_threads):
+    canvas = make(BLOCKS, options, num_threads=num_threads, memmap=options == 'in files')
+    expected = fill(canvas, [part for part in get_parts() if part[0] + len(part[2]) < 16])
+    calls = []
+    name, owner, error = (
+        ('posix_fallocate', os, OSError(errno.ENOSPC, 'full')) if options == 'in files'
+        else ('_map_memory', arena, MemoryError('full')))
+    work = getattr(owner, name)
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) > n_before:
+            raise error
+        return work(*args)
+    window = (16, 16, np.ones((32, 32, 3)), (np.ones(32), np.ones(32)))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(CanvasError):
+            canvas.add(*window)
+    assert_same_bits(canvas.read(Window.from_shape(SHAPE)), expected)
+    assert canvas.add(*window) == expected.add(*window)
+    assert_same_bits(canvas.read(Window.from_shape(SHAPE)), expected)
+    canvas.close()
+    assert canvas.nbytes == 0

@@ -91,7 +91,7 @@ CHANGES = dict(
     chan_code='a|b|d', short_code='other', space='image', thresh=0.25, write_probs=False,
     write_preds=True, polygon_categories=('a',), prob_compress='DEFLATE', prob_blocksize=128,
     prob_format='tif', expected_minmax=(0, 2), quantize=False, write_prediction_attrs=False,
-    assets_dname='elsewhere', dtype='float64')
+    assets_dname='elsewhere', dtype='float64', layers=('class',))
 
 
 def test_every_setting_has_a_change_below():
