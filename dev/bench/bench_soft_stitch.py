@@ -1,190 +1,97 @@
 #!/usr/bin/env python
 """
-Soft stitching to a finished file, against the steps of the reference.
+Soft stitching against its peers: to a file, and as a stream.
 
-One 4096 x 4096 x 5 float32 image from 961 windows of 256 px with 50 % overlap
-and edge down-weighting. Two races:
+The races, each described in its own module:
 
-* accumulate: ``SoftStitcher.add`` against ``kwarray.Stitcher.add``, with the
-  same per-pixel weights.
-* whole: ``CocoStitchingManager`` with defaults, to a verified COG with
-  overviews, against what ``geowatch``'s stitcher does with the same input:
-  ``kwarray.Stitcher``, quantization in numpy, and ``kwimage.imwrite`` as it
-  calls it (DEFLATE, tiles of 128, no overviews). The Python overhead of the
-  reference's own manager is not counted.
+* file: to a finished file, against the steps of the reference (races_file).
+* stream: windows in, int16 out, against all peers and against the memory
+  bandwidth of the machine (races_stream, peers, machine_limit).
+* small: what one small window costs besides its data (races_small).
+* memory: what streaming adds, also for high and huge images (races_memory).
+* error: the difference from a float64 reference (races_error).
 
-Usage: python dev/bench/bench_soft_stitch.py [--rounds 5] [--size 4096]
+Peers that are not installed are named and left out. Results are stored when
+the run has its full size and at least 5 rounds, or where ``--results`` says:
+``bench_soft_stitch.json`` for the file, ``bench_soft_stream.json`` for the
+others, by race, each with its machine and versions. What was stored of races
+that do not run stays.
+
+Usage: python dev/bench/bench_soft_stitch.py [--races file stream ...]
+    [--rounds 5] [--size 8192] [--only NAME ...] [--keep-memory]
+    [--results FOLDER]
 """
 from __future__ import annotations
 
 import argparse
-import functools
-import tempfile
-import time
 from pathlib import Path
 
 import harness
-import numpy as np
+import races_error
+import races_file
+import races_memory
+import races_small
+import races_stream
 
-WINDOW, OVERLAP, BANDS = 256, 128, 5
-PACKAGES = ['numpy', 'numba', 'kwarray', 'kwimage', 'kwcoco', 'gdal']
-GOALS = {'accumulate_s': 4.0, 'whole_s': 4.0}
-
-
-def make_patches():
-    """Return 8 softmax-like patches with some noise, float32 (256, 256, 5)."""
-    rng = np.random.default_rng(0)
-    patches = []
-    for index in range(8):
-        y, x = np.mgrid[0:WINDOW, 0:WINDOW] / WINDOW
-        logits = np.stack([np.sin(3 * (y * band + x) + index) for band in range(BANDS)], axis=2)
-        logits = np.exp(2 * logits + 0.05 * rng.standard_normal(logits.shape))
-        patches.append((logits / logits.sum(axis=2, keepdims=True)).astype(np.float32))
-    return patches
+RACES = {'file': races_file, 'stream': races_stream, 'small': races_small,
+         'memory': races_memory, 'error': races_error}
+LEAST_ROUNDS = 5
+# Files of results; the first is what the README shows.
+FILE_RESULT, STREAM_RESULT = 'bench_soft_stitch', 'bench_soft_stream'
 
 
-def iter_input(size):
-    """Yield (window, patch) in row-major order."""
-    from cocoseg import WindowGrid
-    patches = make_patches()
-    for index, window in enumerate(WindowGrid((size, size), WINDOW, OVERLAP)):
-        yield window, patches[index % len(patches)]
+def parse_args():
+    """Return the arguments of the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--races', nargs='+', choices=RACES, default=list(RACES))
+    parser.add_argument('--rounds', type=int, default=LEAST_ROUNDS)
+    parser.add_argument('--size', type=int, help='px; by default each race has its own')
+    parser.add_argument('--only', nargs='+', choices=races_stream.NAMES, metavar='NAME',
+                        help='contestants of the stream race; for work on kernels')
+    parser.add_argument('--keep-memory', action='store_true',
+                        help='stream race in memory that is not new; stored as stream_kept')
+    parser.add_argument('--results', type=Path, help='folder to store in, whatever the size')
+    parser.add_argument('--worker', help='one measurement RACE:NAME, for processes of their own')
+    args = parser.parse_args()
+    if args.keep_memory and args.races != ['stream']:
+        parser.error('--keep-memory holds for the process; use it with --races stream alone')
+    return args
 
 
-def make_dataset(folder, size):
-    """Return a dataset of one image without files, in a folder."""
-    import kwcoco
-    dset = kwcoco.CocoDataset()
-    dset.fpath = str(Path(folder) / 'data.kwcoco.json')
-    dset.add_image(name='image', width=size, height=size, assets=[], file_name=None)
-    return dset
+def is_full(args, race):
+    """Return True if a run is large enough to be stored."""
+    return (args.rounds >= LEAST_ROUNDS and args.size in (None, RACES[race].SIZE)
+            and not args.only)
 
 
-def add_with_cocoseg(size, folder):
-    """Accumulate with our stitcher."""
-    from cocoseg import SoftStitcher, edge_weights
-    weights = edge_weights((WINDOW, WINDOW))
-    stream = list(iter_input(size))
-    start = time.perf_counter()
-    stitcher = SoftStitcher((size, size, BANDS))
-    for window, patch in stream:
-        stitcher.add(window.slices, patch, weights)
-    return {'accumulate_s': time.perf_counter() - start}
-
-
-def add_with_kwarray(size, folder):
-    """Accumulate with kwarray."""
-    import kwarray
-
-    from cocoseg import edge_weights
-    weights = edge_weights((WINDOW, WINDOW))[..., None]
-    stream = list(iter_input(size))
-    start = time.perf_counter()
-    stitcher = kwarray.Stitcher((size, size, BANDS), device='numpy', dtype='float32')
-    for window, patch in stream:
-        stitcher.add(window.slices, patch, weight=weights)
-    return {'accumulate_s': time.perf_counter() - start}
-
-
-def finish_with_cocoseg(size, folder):
-    """Run our manager to the file on disk."""
-    from cocoseg import CocoStitchingManager
-    stream = list(iter_input(size))
-    dset = make_dataset(folder, size)
-    start = time.perf_counter()
-    manager = CocoStitchingManager(dset, 'pred', '|'.join('abcde'), 'image',
-                                   expected_minmax=(0, 1))
-    for window, patch in stream:
-        manager.accumulate_image(1, window.slices, patch, downweight_edges=True)
-    info = manager.finalize_image(1)
-    done = time.perf_counter()
-    return {'whole_s': done - start,
-            'file_mb': (Path(folder) / info['file_name']).stat().st_size / 1e6}
-
-
-def finish_with_reference(size, folder):
-    """Run the steps of the reference, with the libraries that it uses."""
-    import kwarray
-    import kwimage
-
-    from cocoseg import edge_weights
-    stream = list(iter_input(size))
-    center = edge_weights((WINDOW, WINDOW))
-    start = time.perf_counter()
-    stitcher = kwarray.Stitcher((size, size, BANDS), device='numpy', dtype='float32')
-    for window, patch in stream:
-        weights = center[..., None]
-        invalid = np.isnan(patch)
-        if np.any(invalid):
-            weights = weights * (1 - invalid.any(axis=2, keepdims=True))
-            patch = np.where(invalid, 0, patch)
-        stitcher.add(window.slices, patch, weight=weights)
-    final = stitcher.finalize()
-    kwimage.Mask((stitcher.weights.any(axis=2)).astype('uint8'), 'c_mask').to_multi_polygon()
-    np.nansum(final)
-    # float [0, 1] -> int16 [0, 32767], truncating, nodata -9999.
-    nodata = np.isnan(final)
-    codes = ((final.clip(0, 1) - 0) * 32767).astype(np.int16)
-    codes[nodata] = -9999
-    fpath = Path(folder) / 'reference.tif'
-    kwimage.imwrite(str(fpath), codes, space=None, backend='gdal', compress='DEFLATE',
-                    blocksize=128)
-    done = time.perf_counter()
-    return {'whole_s': done - start, 'file_mb': fpath.stat().st_size / 1e6}
-
-
-RACES = {
-    'accumulate': {'cocoseg': add_with_cocoseg, 'reference': add_with_kwarray},
-    'whole': {'cocoseg': finish_with_cocoseg, 'reference': finish_with_reference},
-}
-
-
-def measure(contestant, size):
-    """Run one contestant in a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        return contestant(size, folder)
-
-
-def measure_memory(name, size):
-    """Return the peak memory that the big image adds to that of a small one, MB."""
-    contestant = RACES['whole'][name]
-    measure(contestant, WINDOW)
-    base = harness.peak_rss_mb()
-    measure(contestant, size)
-    return {'added_rss_mb': harness.peak_rss_mb() - base}
+def store(args, race, result):
+    """Store the result of a race, and say where."""
+    if args.results is None and not is_full(args, race):
+        print(f'{race}: not stored; give --results for a run that is not the full one')
+        return
+    folder = args.results or harness.RESULTS
+    if race == 'file':
+        fpath = harness.save_result(FILE_RESULT, result, folder)
+    else:
+        name = f'{race}_kept' if args.keep_memory else race
+        fpath = harness.merge_result(STREAM_RESULT, {name: result}, folder)
+    print(f'{race}: stored in {fpath.name}; versions {result["versions"]}')
 
 
 def main():
-    """Measure, print the table, and store the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument('--worker', choices=RACES['whole'])
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--size', type=int, default=4096)
-    args = parser.parse_args()
+    """Measure, print the tables, and store the results."""
+    args = parse_args()
     if args.worker:
-        harness.report_worker(measure_memory(args.worker, args.size))
+        race, _, name = args.worker.partition(':')
+        harness.report_worker(RACES[race].WORKERS[name](args.size))
         return
-    medians, values = {'cocoseg': {}, 'reference': {}}, {}
-    for race, contestants in RACES.items():
-        found, values[race] = harness.run_rounds(
-            {name: functools.partial(measure, contestant, args.size)
-             for name, contestant in contestants.items()}, args.rounds)
-        for name in medians:
-            medians[name].update(found[name])
-    for name in medians:
-        medians[name].update(harness.run_worker(__file__, name, ['--size', args.size]))
-    ours, theirs = medians['cocoseg'], medians['reference']
-    ratios = {key: theirs[key] / ours[key] for key in ours}
-    rows = [(key, ours[key], theirs[key], f'{ratios[key]:.2f}x',
-             f'>= {GOALS[key]:g}x' if key in GOALS else '') for key in ours]
-    harness.print_table(f'{args.size}x{args.size}x{BANDS}, medians of {args.rounds}',
-                        ['what', 'cocoseg', 'reference', 'ratio', 'goal'], rows)
-    versions = harness.get_versions(PACKAGES)
-    fpath = harness.save_result('bench_soft_stitch', {
-        'size': args.size, 'rounds': args.rounds, 'medians': medians, 'ratios': ratios,
-        'goals': GOALS, 'values': values, 'machine': harness.get_machine(),
-        'versions': versions})
-    print(f'stored {fpath.name}; versions {versions}')
+    if args.keep_memory:
+        harness.keep_memory()
+    for race in args.races:
+        module = RACES[race]
+        print(f'race {race}: {module.__doc__.strip().splitlines()[0]}', flush=True)
+        options = {'only': args.only} if race == 'stream' else {}
+        store(args, race, module.run(__file__, args.size or module.SIZE, args.rounds, **options))
 
 
 if __name__ == '__main__':
