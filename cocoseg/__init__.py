@@ -3,7 +3,7 @@ cocoseg: the streaming stitcher for window-by-window predictions.
 
 Windows of a model's output go in, in any order; finished Cloud-Optimized
 GeoTIFFs, registered in a kwcoco manifest, come out. Import order of the
-package, low to high: errors, protocols <- grid <- stitch, io <- coco <- cli.
+package, low to high: errors, protocols <- grid <- stitch, engine, io <- coco <- cli.
 
 Names are loaded when first used, so that ``import cocoseg`` stays cheap and
 works without GDAL.
@@ -20,11 +20,15 @@ __version__ = '0.1.0'
 
 _HOMES = {
     'cocoseg.grid.window': ['Window'],
+    'cocoseg.grid.area': ['Area'],
     'cocoseg.grid.windows': ['WindowGrid'],
     'cocoseg.grid.blocks': ['Block', 'BlockGrid'],
     'cocoseg.stitch.blend': ['BlendPlan', 'edge_weights'],
     'cocoseg.stitch.soft': ['SoftStitcher'],
+    'cocoseg.stitch.budget': ['MemoryBudget'],
+    'cocoseg.stitch.layers': ['ClassMap', 'Disagreement', 'ThresholdMask'],
     'cocoseg.stitch.quantize': ['Quantization', 'quantize_image'],
+    'cocoseg.engine.prefetch': ['predict_windows'],
     'cocoseg.io.cog': ['write_cog'],
     'cocoseg.io.verify': ['verify_cog'],
     'cocoseg.io.queue': ['WriterQueue'],

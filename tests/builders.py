@@ -4,6 +4,7 @@ Builders and checks that tests of different folders share.
 Test files import it as ``from ..builders import …``.
 """
 import copy
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,3 +85,17 @@ def finish_right(manager, todo, image_id=1):
     found = manager.result_dataset.coco_image(image_id).imdelay('x|y', space='image').finalize()
     assert np.allclose(found, GOOD, atol=1e-4)
     assert take_picture(manager)[-1] == [Path(img['auxiliary'][0]['file_name']).name]
+
+
+def watch_files(monkeypatch):
+    """Return a list to which every file of ours without a name adds (kind, folder)."""
+    made, make_file = [], tempfile.TemporaryFile
+
+    def watch(*args, **options):
+        prefix = options.get('prefix') or ''
+        if prefix.startswith('cocoseg-'):
+            made.append((prefix[len('cocoseg-'):].rstrip('-'),
+                         str(options.get('dir') or tempfile.gettempdir())))
+        return make_file(*args, **options)
+    monkeypatch.setattr(tempfile, 'TemporaryFile', watch)
+    return made

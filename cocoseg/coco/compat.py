@@ -3,6 +3,8 @@ Small functions that scripts for the reference use besides the manager.
 """
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from cocoseg.grid.window import Window, as_int
@@ -92,3 +94,29 @@ def center_weighted_add(stitcher, space_slice, data, weights=None, downweight_ed
         invalid = invalid.any(axis=2, keepdims=True)
         weights = weights[..., None]
     stitcher.add(inside.slices, np.where(invalid, 0, data), weight=np.where(invalid, 0, weights))
+
+
+def take_deprecated(kwargs, asset_dsize, scale):
+    """
+    Return (asset_dsize, scale), also from their names of old, with a warning.
+
+    Args:
+        kwargs (dict): unknown arguments of ``accumulate_image``.
+        asset_dsize: as given by its own name, or None.
+        scale: as given by its own name, or None.
+
+    Raises:
+        TypeError: for any other name.
+
+    Example:
+        >>> take_deprecated({}, (8, 8), None)
+        ((8, 8), None)
+    """
+    unknown = set(kwargs) - {'dsize', 'scale'}
+    if unknown:
+        raise TypeError(f'accumulate_image got unknown arguments {sorted(unknown)}')
+    if kwargs:
+        warnings.warn('dsize and scale are deprecated; use asset_dsize and '
+                      'scale_asset_from_stitchspace', DeprecationWarning, stacklevel=3)
+    return (asset_dsize if kwargs.get('dsize') is None else kwargs['dsize'],
+            scale if kwargs.get('scale') is None else kwargs['scale'])

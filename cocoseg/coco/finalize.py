@@ -1,5 +1,5 @@
 """
-Finish one image: from its stitcher to a file on disk and a record.
+Finish one image: from its stitcher to files on disk and a record.
 
 Runs on a writer thread. Nothing here touches the manifest: the record that is
 returned holds all that the manifest will be told, so that a journal line and
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
 from cocoseg.coco.geometry import (compute_region, concise_affine, georeference,
                                    region_to_geojson)
 from cocoseg.coco.journal import compute_checksum
+from cocoseg.errors import AssetWriteError
+from cocoseg.io.commit import atomic_write
 
 
 def finish_image(job):
     """
-    Write the asset of one image and describe it.
+    Write all assets of one image and describe them.
 
     Args:
         job (ImageJob): what to write, and where.
@@ -27,23 +30,21 @@ def finish_image(job):
     Returns:
         tuple[dict, dict]: the record for the manifest, and the figures for
         the caller (``n_anns``, ``total_prob``, ``n_clipped``, ``n_invalid``,
-        ``file_name``).
+        ``file_name``, ``layers``).
 
     Raises:
-        OSError: if the file cannot be written; nothing is visible then.
+        OSError: if a file cannot be written; none is visible then.
     """
     options, stitcher = job.options, job.stitcher
-    stitcher.seal()
-    codec = _choose_codec(options, stitcher)
+    job.pixels.settle()
     info = {'n_anns': 0, 'total_prob': 0.0, 'n_clipped': 0,
-            'n_invalid': stitcher.n_invalid, 'file_name': None}
+            'n_invalid': stitcher.n_invalid, 'file_name': None, 'layers': {}}
     record = {'image_id': job.image_id, 'image_name': job.img.get('name')}
+    files = _write_files(job, info)
     if options.write_probs:
-        data, info['n_clipped'], info['total_prob'] = _render(options, stitcher, codec)
-        record['asset'] = _write_asset(job, data, codec)
-        record['nbytes'] = os.path.getsize(job.fpath)
-        record['checksum'] = compute_checksum(job.fpath)
-        info['file_name'] = record['asset']['file_name']
+        record.update(files.pop(0))
+    if files:
+        record['layers'] = files
     if options.write_prediction_attrs:
         region = compute_region(stitcher.received, job.warp_img_from_asset, job.img)
         record['region'] = region_to_geojson(region)
@@ -54,69 +55,96 @@ def finish_image(job):
     return record, info
 
 
-def _choose_codec(options, stitcher):
-    """Return the code of this image, or None for float files."""
-    from cocoseg.stitch.quantize import Quantization, compute_range
-    from cocoseg.stitch.soft import iter_strips
-    if not options.quantize:
-        return None
-    minmax = options.expected_minmax
-    if minmax is None:
-        weights = stitcher.weights
-        ranges = [compute_range(stitcher.read(strip)) for strip in iter_strips(stitcher.shape)
-                  if weights[strip.slices].any()]
-        minmax = (min(low for low, _ in ranges), max(high for _, high in ranges)) \
-            if ranges else (0, 1)
-    return Quantization(*minmax, dtype=options.quantize_dtype, orig_dtype=options.dtype)
+def _write_files(job, info):
+    """Write all files, then name them; return what the journal says of each."""
+    specs, files = job.options.assets, []
+    place = (None, None)
+    if specs:
+        os.makedirs(os.path.dirname(job.fpath), exist_ok=True)
+    if specs and job.options.prob_format != 'png':
+        place = georeference(job.img, job.warp_img_from_asset, job.bundle_dpath)
+    with _stage(job.fpaths) as staged:
+        for spec, fpath, temp in zip(specs, job.fpaths, staged):
+            # One raster at a time is in memory.
+            rendering = job.pixels.render(spec.layer)
+            with _naming(job, fpath, temp):
+                _write_asset(job, spec, rendering, temp, place)
+                files.append({'asset': _make_entry(job, spec, rendering, fpath),
+                              'nbytes': os.path.getsize(temp),
+                              'checksum': compute_checksum(temp)})
+            if spec.layer is None:
+                info.update(n_clipped=rendering.n_clipped, total_prob=rendering.total,
+                            file_name=files[-1]['asset']['file_name'])
+            else:
+                info['layers'][spec.name] = files[-1]['asset']['file_name']
+            del rendering
+    return files
 
 
-def _render(options, stitcher, codec):
-    """Return the whole image as the file will hold it, clipped count, and sum."""
-    from cocoseg.stitch.soft import iter_strips
-    n_clipped, total = 0, 0.0
-    data = np.empty(stitcher.shape, options.dtype if codec is None else codec.dtype)
-    for strip in iter_strips(stitcher.shape):
-        part = data[strip.slices]
-        if codec is None:
-            part[...] = stitcher.read(strip)
-            if options.expected_minmax is not None:
-                low, high = options.expected_minmax
-                # The rounding of a mean is no clipping worth a warning.
-                slack = 1e-6 * (high - low)
-                n_clipped += int(((part < low - slack) | (part > high + slack)).sum())
-                np.clip(part, low, high, out=part)
-            total += float(np.nansum(part, dtype=np.float64))
-        else:
-            _, clipped, part_total = stitcher.encode(codec, strip, out=part)
-            n_clipped, total = n_clipped + clipped, total + part_total
-    return data, n_clipped, total
+@contextmanager
+def _stage(fpaths):
+    """
+    Yield where to write each file; at the end, all of them get their names.
+
+    One file is atomic by itself. Several are written whole under temporary
+    names before the first is renamed, so that files of an earlier run stay if
+    one of them fails.
+    """
+    if len(fpaths) <= 1:
+        yield fpaths
+        return
+    with ExitStack() as stack:
+        yield [stack.enter_context(atomic_write(fpath)) for fpath in fpaths]
 
 
-def _write_asset(job, data, codec):
-    """Write the file and return its kwcoco entry."""
+@contextmanager
+def _naming(job, fpath, temp):
+    """Let errors of writing a temporary file name the file that it was to be."""
+    try:
+        yield
+    except OSError as ex:
+        if temp == fpath:
+            raise
+        message = str(ex).replace(os.fspath(temp), fpath)
+        raise AssetWriteError(message, job.image_id, fpath) from ex
+
+
+def _write_asset(job, spec, rendering, fpath, place):
+    """Write one file."""
     from cocoseg.io.images import write_image
-    options = job.options
-    os.makedirs(os.path.dirname(job.fpath), exist_ok=True)
-    quantization = None if codec is None else codec.as_dict()
+    options, codec = job.options, rendering.codec
     details = {}
     if options.prob_format != 'png':
-        crs, transform = georeference(job.img, job.warp_img_from_asset, job.bundle_dpath)
         scale, offset = (None, None) if codec is None else codec.scale_offset
+        metadata = {'channels': spec.chan_code,
+                    'quantization': json.dumps(None if codec is None else codec.as_dict())}
+        if spec.categories is not None:
+            metadata['categories'] = json.dumps(spec.categories)
         details = dict(
-            nodata=np.nan if codec is None else codec.nodata, crs=crs, transform=transform,
+            nodata=rendering.nodata, crs=place[0], transform=place[1],
             compress=options.prob_compress, blocksize=options.prob_blocksize,
-            channels=options.channels, scale=scale, offset=offset,
-            metadata={'channels': options.chan_code, 'quantization': json.dumps(quantization)})
-    write_image(job.fpath, data, fmt=options.prob_format, **details)
-    height, width, n_bands = data.shape
+            channels=spec.channels, scale=scale, offset=offset, metadata=metadata)
+    if options.prob_format == 'cog':
+        details['overviews'] = spec.overviews
+    write_image(fpath, rendering.data, fmt=options.prob_format, **details)
+
+
+def _make_entry(job, spec, rendering, fpath):
+    """Return the kwcoco entry of a file."""
+    height, width, n_bands = rendering.data.shape
     entry = {
-        'file_name': os.path.relpath(job.fpath, job.bundle_dpath),
-        'channels': options.chan_code,
+        'file_name': os.path.relpath(fpath, job.bundle_dpath),
+        'channels': spec.chan_code,
         'height': height, 'width': width, 'num_bands': n_bands,
         'warp_aux_to_img': concise_affine(job.warp_img_from_asset),
     }
-    if quantization is not None:
-        entry['quantization'] = quantization
+    if rendering.codec is not None:
+        entry['quantization'] = rendering.codec.as_dict()
+    elif rendering.data.dtype.kind in 'iu':
+        # A png has no other place for it.
+        entry['nodata'] = int(rendering.nodata)
+    if spec.categories is not None:
+        entry['categories'] = list(spec.categories)
     return entry
 
 
@@ -126,14 +154,11 @@ def _iter_annotations(job):
     from scipy import ndimage
 
     from cocoseg.io.polygonize import polygonize_labels
-    from cocoseg.stitch.soft import iter_strips
-    stitcher, options = job.stitcher, job.options
-    for category, band in options.polygon_bands:
-        plane = np.empty(stitcher.shape[:2], options.dtype)
-        for strip in iter_strips(stitcher.shape):
-            plane[strip.slices] = stitcher.read(strip)[..., band]
+    limit = job.pixels.get_limit(job.options.thresh)
+    for category, band in job.options.polygon_bands:
+        plane = job.pixels.read_plane(band)
         # NaN compares false: pixels without data are in no polygon.
-        labels, n_labels = ndimage.label(plane > options.thresh)
+        labels, n_labels = ndimage.label(plane > limit)
         scores = ndimage.mean(plane, labels, index=np.arange(1, n_labels + 1))
         for label, polygon in polygonize_labels(labels.astype(np.int32)):
             shape = kwimage.Polygon.from_shapely(polygon).warp(job.warp_img_from_asset)

@@ -111,9 +111,10 @@ class Finisher:
 
     def _fail(self, job, cause):
         """Return the error of an image that could not be finished."""
-        error = AssetWriteError(
-            f'image {job.image_id}: {job.fpath} could not be finished: {cause}; its data is '
-            'kept, mend the cause and submit the image again', job.image_id, job.fpath)
+        fpath = getattr(cause, 'path', None) or job.fpath
+        what = f'image {job.image_id}' + (f': {fpath}' if fpath else '')
+        error = AssetWriteError(f'{what} could not be finished: {cause}; its data is kept, mend '
+                                'the cause and submit the image again', job.image_id, fpath)
         error.__cause__ = cause
         self._table.fail(job, error)
         return error

@@ -15,11 +15,10 @@ import numpy as np
 from cocoseg.coco.geometry import (coerce_dsize, coerce_scale, stitchspace_dsize,
                                    warp_img_from_stitchspace)
 from cocoseg.coco.lifecycle import MANAGED, ImageJob, ImageState
+from cocoseg.coco.pixels import make_pixels
 from cocoseg.errors import (AlreadyFinalizedError, CoverageError, ImageClosedError,
                             NothingAccumulatedError, OptionError)
 from cocoseg.grid.windows import WindowGrid
-from cocoseg.stitch.canvas import compute_nbytes
-from cocoseg.stitch.soft import SoftStitcher
 
 
 class JobTable:
@@ -30,7 +29,8 @@ class JobTable:
         manifest (Manifest): the dataset. owner (object): who claims channels.
         options (AssetOptions): how assets look.
         folder (str): where assets go.
-        canvas_options (dict): ``device``, ``memmap``, ``memory_budget``.
+        canvas_options (dict): ``device``, ``memmap``, ``memory_budget`` (of
+            all images together).
         readiness (str): 'declared' or 'contiguous'.
         replace (bool): an existing asset with these channels may go.
 
@@ -147,47 +147,36 @@ class JobTable:
                               f'asset_dsize; the asset is {asset_dsize} px, not scaled',
                               stacklevel=4)
         asset_dsize = coerce_dsize(asset_dsize)
-        if options.write_probs:
-            self.manifest.claim_channels(image_id, options.channels, self._owner, self.replace)
+        self.manifest.claim_channels(image_id, options.asset_channels, self._owner, self.replace)
         try:
-            stitcher, spilled = self._make_stitcher(asset_dsize[::-1], windows)
+            pixels = make_pixels(img['id'], asset_dsize[::-1], windows, options,
+                                 self._canvas_options)
             job = ImageJob(
-                img['id'], img, options, stitcher, asset_dsize, warp_asset_from_stitch,
+                img['id'], img, options, pixels, asset_dsize, warp_asset_from_stitch,
                 warp_img_from_stitchspace(img, options.space) @ warp_asset_from_stitch.inv(),
-                self.manifest.reserve_file(image_id, options.chan_code, self.folder,
-                                           options.suffix, options.ext),
-                self.manifest.bundle_dpath, spilled=spilled)
+                [self.manifest.reserve_file(image_id, spec.chan_code, self.folder,
+                                            spec.suffix, options.ext)
+                 for spec in options.assets],
+                self.manifest.bundle_dpath)
         except BaseException:
-            self.manifest.release_channels(image_id, options.channels)
+            self.manifest.release_channels(image_id, options.asset_channels)
             raise
         self._jobs[job.image_id] = job
         return job
 
-    def _make_stitcher(self, shape, windows):
-        """Return a stitcher, and whether it spills to keep the memory budget."""
-        options, canvas = self.options, self._canvas_options
-        shape = (*shape, len(options.channels))
-        memmap, budget, spilled = canvas['memmap'], canvas['memory_budget'], False
-        if budget is not None and not memmap:
-            # Images that were opened but hold nothing yet will want their bytes too.
-            live = sum(compute_nbytes(job.stitcher.shape, options.dtype)
-                       for job in self._jobs.values() if not job.spilled)
-            if live + compute_nbytes(shape, options.dtype) > budget:
-                memmap, spilled = True, True
-        stitcher = SoftStitcher(shape, windows, dtype=options.dtype, memmap=memmap,
-                                device=canvas['device'])
-        return stitcher, spilled
-
     def _drop(self, job):
         if self._jobs.get(job.image_id) is job:
             del self._jobs[job.image_id]
-        self.manifest.release_channels(job.image_id, self.options.channels)
+        self.manifest.release_channels(job.image_id, self.options.asset_channels)
 
     # ---- moving ------------------------------------------------------------
 
     def receive(self, job, is_ready):
         """Note a window that was added, and whether the image is ready now."""
         with self.lock:
+            if not job.stitcher.n_windows:
+                # It lies beside the area of interest, and was not taken.
+                return
             self.patch_counts[job.image_id] += 1
             if self._contiguous and is_ready == 'auto':
                 self._mark_previous(job)
@@ -252,14 +241,14 @@ class JobTable:
             job.state = ImageState.DONE
             self._done[job.image_id] = job.fpath
             self._drop(job)
-        job.stitcher.close()
+        job.pixels.close()
 
     def fail(self, job, error):
         """Note that writing failed; the data stays for another try."""
         with self.lock:
             job.state, job.error = ImageState.FAILED, error
             if self._closed:
-                job.stitcher.close()
+                job.pixels.close()
 
     def take_over(self, image_id, fpath):
         """Note an image that an earlier run finished."""
@@ -276,7 +265,7 @@ class JobTable:
         for job in jobs:
             # One that is being written still belongs to its writer thread.
             if job.state is not ImageState.FINALIZING:
-                job.stitcher.close()
+                job.pixels.close()
 
     def managed(self):
         """Return the jobs whose data nobody submitted yet, or whose write failed."""

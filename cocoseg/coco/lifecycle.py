@@ -36,25 +36,35 @@ class ImageJob:
     """
     One image that is being stitched, and all that is needed to write it.
 
-    Owned by the manager, which guards every change with its lock; the writer
-    thread only reads it while the state is FINALIZING.
+    ``fpaths`` are those of ``options.assets``. Owned by the manager, which
+    guards every change with its lock; the writer thread only reads it while
+    the state is FINALIZING.
     """
 
     image_id: int
     img: dict
     options: Any
-    stitcher: Any
+    pixels: Any
     asset_dsize: tuple[int, int]
     scale: Any
     warp_img_from_asset: Any
-    fpath: str
+    fpaths: list[str]
     bundle_dpath: str
     state: ImageState = ImageState.UNSEEN
     error: Exception | None = None
-    spilled: bool = False
     n_users: int = 0
 
     @property
+    def fpath(self):
+        """Path of the first asset, or None if none is written."""
+        return self.fpaths[0] if self.fpaths else None
+
+    @property
+    def stitcher(self):
+        """The :class:`~cocoseg.stitch.soft.SoftStitcher` that blends the windows."""
+        return self.pixels.stitcher
+
+    @property
     def nbytes(self):
-        """Bytes of the canvas."""
-        return self.stitcher.nbytes
+        """Bytes that wait in RAM."""
+        return self.pixels.nbytes

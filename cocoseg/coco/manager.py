@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 import os
 
-from cocoseg.coco.compat import center_weighted_add, weigh_window
+from cocoseg.coco.compat import center_weighted_add, take_deprecated, weigh_window
 from cocoseg.coco.finisher import Finisher
 from cocoseg.coco.jobs import JobTable
 from cocoseg.coco.journal import Journal
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
-from cocoseg.coco.options import AssetOptions, check_run_options
+from cocoseg.coco.options import (AssetOptions, check_num_bands, check_run_options,
+                                  make_canvas_options)
 from cocoseg.coco.resume import iter_finished
 from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError,
                             OptionError)
 from cocoseg.grid.window import Window
-from cocoseg.stitch.canvas import check_canvas_options
 from cocoseg.stitch.soft import as_numpy
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,10 @@ class CocoStitchingManager:
     :meth:`close` or a ``with`` block, which writes what is left. Save the
     manifest with :meth:`dump`.
 
-    An asset is written to a temporary file, flushed, verified, renamed, noted
-    in the journal, and only then registered. If that fails, nothing of it is
-    visible, the accumulated data stays, and submitting again tries again.
+    The assets of an image are written to temporary files, flushed, verified,
+    renamed, noted in the journal, and only then registered, all together. If
+    that fails, nothing of them is visible, the accumulated data stays, and
+    submitting again tries again.
 
     Leaving a ``with`` block by an exception finishes the images that were
     submitted and drops the others: what is not complete must not look so.
@@ -88,8 +89,16 @@ class CocoStitchingManager:
             channels, or 'replace' that asset.
         resume (bool): take over the finished assets of a run that was cut
             short (:meth:`is_done`). It must have had the same settings.
-        memory_budget (int | None): bytes of RAM for canvases; images beyond
-            it accumulate in memory-mapped files.
+        memory_budget (int | MemoryBudget | None): bytes of RAM for the sums
+            of all images; a :class:`~cocoseg.stitch.budget.MemoryBudget` is
+            shared with other managers. What is beyond waits in files without
+            a name. With ``memmap`` it is not used.
+        layers (Sequence[str | Layer] | dict[str | Layer, str]): further
+            assets: 'class' (the largest channel), 'mask' (above ``thresh``),
+            'disagreement' (deviation between windows), or a
+            :class:`~cocoseg.stitch.layers.Layer`. A dict chooses their
+            channels instead of ``{short_code}_class``, ``water_mask``,
+            ``water_std``. They do not depend on ``write_probs``.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
@@ -124,7 +133,7 @@ class CocoStitchingManager:
                  expected_minmax=None, quantize=True, writer_queue=None,
                  write_prediction_attrs=True, assets_dname='_assets',
                  dtype='float32', *, stiching_space=None, readiness='declared',
-                 on_collision='raise', resume=False, memory_budget=None):
+                 on_collision='raise', resume=False, memory_budget=None, layers=()):
         self.manifest = get_manifest(result_dataset)
         self.result_dataset = result_dataset
         self.options = AssetOptions(
@@ -135,35 +144,21 @@ class CocoStitchingManager:
             prob_blocksize=prob_blocksize, prob_format=prob_format,
             expected_minmax=expected_minmax, quantize=quantize,
             write_prediction_attrs=write_prediction_attrs,
-            assets_dname=assets_dname, dtype=dtype)
+            assets_dname=assets_dname, dtype=dtype, layers=layers)
         check_run_options(readiness, on_collision)
-        canvas = {'device': device, 'memmap': memmap, 'memory_budget': memory_budget}
-        self._check_canvas(num_bands, **canvas)
+        check_num_bands(num_bands, chan_code, self.num_bands)
+        canvas = make_canvas_options(device, memmap, memory_budget)
         self.prob_dpath = self._make_folder()
         self._table = JobTable(self.manifest, self, self.options, self.prob_dpath,
                                canvas, readiness, on_collision == 'replace')
         journal = Journal(
-            os.path.join(self.prob_dpath, f'.cocoseg-{self.options.suffix}.jsonl'),
-            self.options.config_hash)
+            os.path.join(self.prob_dpath, self.options.journal_name), self.options.config_hash)
         self._finisher = Finisher(self._table, self.manifest, journal, writer_queue)
         self._closed = False
         if resume:
             self._resume(journal)
         else:
             journal.clear()
-
-    def _check_canvas(self, num_bands, device, memmap, memory_budget):
-        n_channels = len(self.options.channels)
-        if num_bands not in ('auto', n_channels):
-            raise OptionError(f'num_bands={num_bands!r} but chan_code={self.chan_code!r} has '
-                              f"{n_channels} channels; use 'auto'")
-        check_canvas_options(device, memmap)
-        if str(device) != 'numpy' and memory_budget is not None:
-            raise OptionError(f'device={device!r} excludes memory_budget, which is about host '
-                              "memory; use device='numpy'")
-        if memory_budget is not None and not (
-                isinstance(memory_budget, (int, float)) and memory_budget > 0):
-            raise OptionError(f'memory_budget={memory_budget!r} must be bytes, above 0')
 
     def _make_folder(self):
         from cocoseg.io.commit import sweep_temporaries
@@ -243,7 +238,7 @@ class CocoStitchingManager:
         return self._table.get_state(image_id)
 
     def is_done(self, image_id):
-        """Return True if the asset of this image is on disk and registered."""
+        """Return True if the assets of this image are on disk and registered."""
         return self.image_state(image_id) is ImageState.DONE
 
     def pending_windows(self, image_id):
@@ -269,6 +264,8 @@ class CocoStitchingManager:
 
         The image is ready exactly when the last of them has come. Windows that
         are added without weights blend with the linear plan of these windows.
+        Blocks that no window can touch any more leave the canvas at once (not
+        with ``memmap``, a torch device, or where no asset is written).
 
         Args:
             image_id (int): kwcoco image id.
@@ -319,13 +316,15 @@ class CocoStitchingManager:
             WeightError: if a weight is negative or not finite.
             CoverageError: if the window is outside or was not declared.
             ImageClosedError: if the image is being written, or done.
+            CanvasError: if there is no room to accumulate in; this window was
+                not taken.
             AssetWriteError: if another image failed to be written meanwhile;
                 this window was not taken then, give it again.
         """
         self._finisher.raise_pending()
         if is_ready not in (True, False, 'auto'):
             raise OptionError(f"is_ready={is_ready!r} must be True, False or 'auto'")
-        asset_dsize, scale = _take_deprecated(kwargs, asset_dsize, scale_asset_from_stitchspace)
+        asset_dsize, scale = take_deprecated(kwargs, asset_dsize, scale_asset_from_stitchspace)
         job = self._table.enter(gid, asset_dsize, scale)
         try:
             shape = job.stitcher.shape
@@ -333,7 +332,7 @@ class CocoStitchingManager:
                       else Window.coerce(space_slice, shape))
             job.stitcher.clip(window)
             weights = weigh_window(window, weights, downweight_edges)
-            job.stitcher.add(window, self._fit_bands(window, data), weights)
+            job.pixels.add(window, self._fit_bands(window, data), weights)
             self._table.receive(job, is_ready)
         finally:
             self._table.leave(job)
@@ -373,10 +372,10 @@ class CocoStitchingManager:
             gid (int): kwcoco image id.
 
         Returns:
-            dict: ``n_anns``, ``total_prob`` (sum of the values written, before
-            quantized ones are clipped), ``n_clipped`` (values outside
-            ``expected_minmax``), ``n_invalid`` (pixels of windows skipped as
-            NaN or infinite), ``file_name``.
+            dict: ``n_anns``, ``total_prob`` (sum of the values written),
+            ``n_clipped`` (values outside ``expected_minmax``), ``n_invalid``
+            (pixels of windows skipped as NaN or infinite), ``file_name``,
+            ``layers`` (file names by name: 'class', …; 'mask_2' for a second).
 
         Raises:
             NothingAccumulatedError: if no data came for it.
@@ -397,11 +396,14 @@ class CocoStitchingManager:
             AssetWriteError: if another image failed meanwhile; this one is
                 submitted all the same.
         """
-        try:
-            self._finisher.submit(self._table.begin_finalize(gid))
-        except AlreadyFinalizedError:
-            logger.debug('image %s was submitted before', gid)
+        self._submit(gid)
         self._finisher.raise_pending()
+
+    def _submit(self, image_id):
+        try:
+            self._finisher.submit(self._table.begin_finalize(image_id))
+        except AlreadyFinalizedError:
+            logger.debug('image %s was submitted before', image_id)
 
     def flush_images(self):
         """
@@ -442,11 +444,15 @@ class CocoStitchingManager:
         if self._closed:
             return
         try:
-            incomplete = [job for job in self._table.jobs_in(
-                ImageState.UNSEEN, ImageState.ACCUMULATING) if job.stitcher.pending]
-            for job in self._table.jobs_in(ImageState.ACCUMULATING, ImageState.READY):
-                if job not in incomplete:
-                    self._finisher.submit(self._table.begin_finalize(job.image_id))
+            incomplete = []
+            # Other threads may go on: each image is judged once, as it is now.
+            for job in self._table.jobs_in(ImageState.UNSEEN, ImageState.ACCUMULATING,
+                                           ImageState.READY):
+                state, pending = job.state, job.stitcher.pending
+                if pending and state is not ImageState.READY:
+                    incomplete.append((job, pending))
+                elif state is not ImageState.UNSEEN:
+                    self._submit(job.image_id)
             self._finisher.wait()
             failed = self._table.jobs_in(ImageState.FAILED)
         finally:
@@ -456,8 +462,7 @@ class CocoStitchingManager:
         if failed:
             raise failed[0].error
         if incomplete:
-            job = incomplete[0]
-            pending = job.stitcher.pending
+            job, pending = incomplete[0]
             raise CoverageError(
                 f'image {job.image_id} was not written: {len(pending)} of its declared windows '
                 f'did not come, the first is {pending[0]} ({len(incomplete)} such images); add '
@@ -483,16 +488,3 @@ class CocoStitchingManager:
             self._finisher.wait()
         finally:
             self._release()
-
-
-def _take_deprecated(kwargs, asset_dsize, scale):
-    """Return (asset_dsize, scale), also from their names of old."""
-    unknown = set(kwargs) - {'dsize', 'scale'}
-    if unknown:
-        raise TypeError(f'accumulate_image got unknown arguments {sorted(unknown)}')
-    if kwargs:
-        import warnings
-        warnings.warn('dsize and scale are deprecated; use asset_dsize and '
-                      'scale_asset_from_stitchspace', DeprecationWarning, stacklevel=3)
-    return (asset_dsize if kwargs.get('dsize') is None else kwargs['dsize'],
-            scale if kwargs.get('scale') is None else kwargs['scale'])

@@ -77,6 +77,35 @@ def list_channels(spec):
     return list(FusedChannelSpec.coerce(spec).as_list())
 
 
+def list_files(record):
+    """
+    Return what a record says of each file of its image.
+
+    The mean is told in the record itself, and layers beside it, so that records
+    without layers read as they always did.
+
+    Args:
+        record (dict): of a journal, see :func:`~cocoseg.coco.finalize.finish_image`.
+
+    Returns:
+        list[dict]: ``asset`` (the kwcoco entry), ``nbytes`` and ``checksum``.
+
+    Example:
+        >>> record = {'image_id': 1, 'asset': {'channels': 'a'}, 'layers': [
+        ...     {'asset': {'channels': 'a_mask'}}]}
+        >>> [file['asset']['channels'] for file in list_files(record)]
+        ['a', 'a_mask']
+    """
+    main = [] if record.get('asset') is None else [record]
+    return [*main, *(record.get('layers') or ())]
+
+
+def _list_assets(record):
+    """Return the kwcoco entries of a record, and their channels."""
+    assets = [file['asset'] for file in list_files(record)]
+    return assets, [channel for asset in assets for channel in list_channels(asset['channels'])]
+
+
 def asset_key(img):
     """
     Return the list where an image keeps its assets.
@@ -189,7 +218,8 @@ class Manifest:
                 if other is not None and other() not in (None, owner):
                     raise ChannelCollisionError(
                         f'channel {channel!r} of image {image_id} is being predicted by '
-                        'another manager; give each manager its own channels')
+                        'another manager; give each manager its own channels (those of layers '
+                        'by a dict, layers={layer: channels})')
             for channel in channels:
                 self._claims[image_id, channel] = weakref.ref(owner)
 
@@ -218,8 +248,10 @@ class Manifest:
         """Return True if a record is registered already."""
         with self.lock:
             img = self.get_image(record['image_id'])
-            if record.get('asset') is not None:
-                return any(_is_same(old, record['asset']) for old in _iter_assets(img))
+            assets, _ = _list_assets(record)
+            if assets:
+                return all(any(_is_same(old, new) for old in _iter_assets(img))
+                           for new in assets)
             told = img.get('has_predictions') or {}
             return (len(self._find_annotations(record)) >= len(record.get('annotations', ()))
                     and set(record.get('has_predictions', ())) <= set(told))
@@ -236,11 +268,15 @@ class Manifest:
     def retract(self, record):
         """Take what a record registered out of the manifest, if it is there."""
         with self.lock:
-            img, asset = self.get_image(record['image_id']), record['asset']
+            img, (assets, _) = self.get_image(record['image_id']), _list_assets(record)
             for key in ('assets', 'auxiliary'):
                 if img.get(key):
-                    img[key] = [old for old in img[key] if not _is_same(old, asset)]
-            (img.get('has_predictions') or {}).pop(asset['channels'], None)
+                    img[key] = [old for old in img[key]
+                                if not any(_is_same(old, asset) for asset in assets)]
+            told = img.get('has_predictions') or {}
+            for code in [*(asset['channels'] for asset in assets),
+                         *record.get('has_predictions', ())]:
+                told.pop(code, None)
             self.dset.remove_annotations(self._find_annotations(record))
             self.dset._invalidate_hashid()
 
@@ -248,12 +284,13 @@ class Manifest:
 
     def commit(self, record, replace=False):
         """
-        Register one finished asset and what belongs to it.
+        Register the finished assets of an image and what belongs to them.
 
         Args:
-            record (dict): ``image_id``, and optionally ``asset``, ``region``,
-                ``has_predictions``, ``annotations`` (with category names).
-            replace (bool): drop an existing asset with these channels.
+            record (dict): ``image_id``, and optionally ``asset``, ``layers``
+                (see :func:`list_files`), ``region``, ``has_predictions``,
+                ``annotations`` (with category names).
+            replace (bool): drop existing assets with these channels.
 
         Raises:
             ChannelCollisionError: if the channels are taken.
@@ -268,19 +305,17 @@ class Manifest:
                 # kwcoco reads the empty list, and would hide every asset.
                 del img['auxiliary']
             self.dset._invalidate_hashid()
-            asset = record.get('asset')
-            if asset is not None:
-                self.release_channels(img['id'], list_channels(asset['channels']))
+            self.release_channels(img['id'], _list_assets(record)[1])
 
     def _prepare(self, img, record, replace):
         changes = {}
-        asset = record.get('asset')
-        if asset is not None:
-            replaced = self._find_replaced(img, list_channels(asset['channels']), replace)
+        assets, channels = _list_assets(record)
+        if assets:
+            replaced = self._find_replaced(img, channels, replace)
             key = asset_key(img)
             keep = [old for old in (img.get(key) or [])
                     if not any(old is gone for gone in replaced)]
-            changes[key] = [*keep, dict(asset)]
+            changes[key] = [*keep, *map(dict, assets)]
             for other in {'assets', 'auxiliary'} - {key}:
                 if img.get(other) and replaced:
                     changes[other] = [old for old in img[other]

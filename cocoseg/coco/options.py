@@ -4,11 +4,13 @@ The settings of a stitching manager, checked once, when it is made.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
-from cocoseg.errors import OptionError
+from cocoseg.coco.assets import check_channels, check_png, coerce_layers, make_specs
 from cocoseg.coco.manifest import list_channels
 from cocoseg.coco.names import compute_suffix
+from cocoseg.errors import OptionError
+from cocoseg.stitch.quantize import Quantization
 
 _FORMATS = {'cog': '.tif', 'tif': '.tif', 'png': '.png'}
 _SPACES = ('video', 'image')
@@ -47,11 +49,12 @@ class AssetOptions:
     write_prediction_attrs: bool = True
     assets_dname: str = '_assets'
     dtype: str = 'float32'
+    layers: tuple = ()
 
     def __post_init__(self):
         from cocoseg.stitch.canvas import check_dtype
         put = object.__setattr__
-        _check_channels(self.chan_code)
+        check_channels('chan_code', self.chan_code)
         put(self, 'dtype', check_dtype(self.dtype).name)
         _check_choice('stitching_space', self.space, _SPACES)
         _check_choice('prob_format', self.prob_format, tuple(_FORMATS))
@@ -65,22 +68,23 @@ class AssetOptions:
             put(self, 'expected_minmax', _check_minmax(self.expected_minmax))
         for name in ('short_code', 'assets_dname'):
             _check_folder(name, getattr(self, name))
-        if self.write_probs:
+        put(self, 'layers', coerce_layers(self.layers, self.thresh))
+        if self.assets:
             self._check_format()
 
     def _check_format(self):
         if self.prob_format == 'png':
-            if len(self.channels) > 4:
-                raise OptionError(f'png holds at most 4 bands but {self.chan_code!r} has '
-                                  f'{len(self.channels)}; use prob_format="cog"')
-            if not self.quantize:
-                raise OptionError('png cannot hold floats; use quantize=True or another format')
-        else:
-            from cocoseg.io.codecs import Codec
-            from cocoseg.io.cog import check_blocksize
-            is_cog = self.prob_format == 'cog'
-            Codec.coerce(self.prob_compress, None, 'auto', 'int16', 'COG' if is_cog else 'GTiff')
-            check_blocksize(self.prob_blocksize)
+            check_png(self)
+            return
+        from cocoseg.io.codecs import Codec
+        from cocoseg.io.cog import check_blocksize
+        from cocoseg.io.overviews import check_method
+        driver = 'COG' if self.prob_format == 'cog' else 'GTiff'
+        for spec in self.assets:
+            dtype = 'int16' if spec.layer is None else self.describe(spec.layer).dtype
+            Codec.coerce(self.prob_compress, None, 'auto', dtype, driver)
+            check_method(spec.overviews)
+        check_blocksize(self.prob_blocksize)
 
     @property
     def channels(self):
@@ -99,20 +103,58 @@ class AssetOptions:
         return 'uint8' if self.prob_format == 'png' else 'int16'
 
     @property
+    def codec(self):
+        """Code of the mean, or None if its range is not known yet, or for floats."""
+        if not self.quantize or self.expected_minmax is None:
+            return None
+        return Quantization(*self.expected_minmax, dtype=self.quantize_dtype,
+                            orig_dtype=self.dtype)
+
+    @property
+    def assets(self):
+        """Specs of all assets of an image, the mean first if it is written."""
+        return make_specs(self)
+
+    @property
+    def asset_channels(self):
+        """Channels of all assets of an image."""
+        return [channel for spec in self.assets for channel in spec.channels]
+
+    def describe(self, layer):
+        """Return the :class:`~cocoseg.stitch.layers.LayerFormat` of a layer's asset."""
+        return layer.describe(len(self.channels), self.codec)
+
+    @property
     def ext(self):
         """File extension."""
         return _FORMATS[self.prob_format]
 
     @property
     def suffix(self):
-        """Part of the file name that stands for the channels."""
+        """Part of file names that stands for the channels."""
         return compute_suffix(self.chan_code)
+
+    @property
+    def journal_name(self):
+        """
+        Name of the journal's file: after the first asset.
+
+        So one manager may write the mean of some channels, and another layers.
+        """
+        suffix = self.assets[0].suffix if self.assets else self.suffix
+        return f'.cocoseg-{suffix}.jsonl'
 
     @property
     def config_hash(self):
         """Hash of all settings; two runs with the same make the same bytes."""
         import ubelt as ub
-        return ub.hash_data(asdict(self))[0:16]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Runs without layers have the hash that they had before there were any.
+        layers = values.pop('layers')
+        if layers:
+            values['layers'] = [(layer.name, repr(layer), chan_code)
+                                for layer, chan_code in layers]
+        return ub.hash_data(values)[0:16]
 
 
 def _check_choice(name, value, choices):
@@ -131,18 +173,42 @@ def check_run_options(readiness, on_collision):
     _check_choice('on_collision', on_collision, _COLLISIONS)
 
 
-def _check_channels(chan_code):
-    if not isinstance(chan_code, str) or not chan_code or ',' in chan_code or '\0' in chan_code:
-        raise OptionError(f'chan_code={chan_code!r} must be one fused channel spec such as '
-                          "'water|bare' or 'hidden.0:16'")
-    channels = list_channels(chan_code)
-    if not channels or '' in channels or len(set(channels)) != len(channels):
-        raise OptionError(f'chan_code={chan_code!r} gives the channels {channels}; they must be '
-                          'distinct and not empty')
+def check_num_bands(num_bands, chan_code, n_channels):
+    """
+    Raise OptionError unless ``num_bands`` is 'auto' or the number of channels.
+
+    Example:
+        >>> check_num_bands('auto', 'a|b', 2)
+    """
+    if num_bands not in ('auto', n_channels):
+        raise OptionError(f'num_bands={num_bands!r} but chan_code={chan_code!r} has '
+                          f"{n_channels} channels; use 'auto'")
+
+
+def make_canvas_options(device, memmap, memory_budget):
+    """
+    Return how images are accumulated, with one budget for all of them.
+
+    Raises:
+        OptionError: for an option that is unknown or contradicts another.
+
+    Example:
+        >>> make_canvas_options('numpy', None, 1 << 30)['memory_budget'].nbytes
+        1073741824
+    """
+    from cocoseg.stitch.budget import MemoryBudget
+    from cocoseg.stitch.canvas import check_canvas_options
+    check_canvas_options(device, memmap)
+    if memory_budget is not None and str(device) != 'numpy':
+        raise OptionError(f'device={device!r} excludes memory_budget, which is about host '
+                          "memory; use device='numpy'")
+    if memory_budget == 0:
+        raise OptionError('memory_budget=0 must be bytes, above 0')
+    return {'device': device, 'memmap': memmap,
+            'memory_budget': MemoryBudget.coerce(memory_budget)}
 
 
 def _check_minmax(minmax):
-    from cocoseg.stitch.quantize import Quantization
     try:
         low, high = minmax
     except (TypeError, ValueError):

@@ -7,6 +7,7 @@ import logging
 import os
 
 from cocoseg.coco.journal import compute_checksum
+from cocoseg.coco.manifest import list_files
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ def iter_finished(journal, manifest):
 
     Yields:
         tuple[dict, str | None, str | None]: the latest record of an image, the
-        path of its asset, and what is wrong with that file, if anything.
+        path of its (first) file, and what is wrong with that, if anything: if
+        one file of an image is lost, it is another image for all of them.
 
     Raises:
         ResumeError: if the journal was written with other settings.
@@ -33,10 +35,10 @@ def iter_finished(journal, manifest):
         if img is None or img.get('name') != record.get('image_name'):
             logger.warning('image %s of the journal is another one now; it is redone', image_id)
             continue
-        fpath = problem = None
-        if 'asset' in record:
-            fpath = os.path.join(manifest.bundle_dpath, record['asset']['file_name'])
-            problem = find_problem(fpath, record)
+        checked = [(fpath, find_problem(fpath, file)) for fpath, file in (
+            (os.path.join(manifest.bundle_dpath, file['asset']['file_name']), file)
+            for file in list_files(record))] or [(None, None)]
+        fpath, problem = next((found for found in checked if found[1]), checked[0])
         yield record, fpath, problem
 
 
@@ -45,6 +47,10 @@ def find_problem(fpath, record):
     Return what is wrong with a finished file, or None.
 
     It was verified before it got its name, so it is whole if no byte changed.
+
+    Args:
+        fpath (str): the file.
+        record (dict): ``nbytes`` and ``checksum`` that it had.
     """
     if not os.path.exists(fpath):
         return 'the file is gone'

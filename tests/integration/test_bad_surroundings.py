@@ -179,15 +179,17 @@ folder, facts = sys.argv[1], {}
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 data = np.random.RandomState(0).rand(300, 300)
 for name, options in [('asset', {}), ('memmap', {'memmap': folder + '/maps'}),
-                      ('budget', {'memory_budget': 1})]:
+                      ('budget', {'memory_budget': 1}), ('declared', {'memory_budget': 1})]:
     dset = kwcoco.CocoDataset({'videos': [], 'annotations': [], 'categories': [], 'images': [
         {'id': 1, 'name': 'a', 'file_name': None, 'width': 300, 'height': 300,
          'auxiliary': []}]})
     dset.fpath = os.path.join(folder, name, 'out.kwcoco.json')
     manager = CocoStitchingManager(dset, 'pred', 'x', 'image', expected_minmax=(0, 1), **options)
-    before = copy.deepcopy(dset.dataset)
+    before, begun = copy.deepcopy(dset.dataset), False
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
     try:
+        if name == 'declared':
+            manager.expect_windows(1, [(slice(0, 300), slice(0, 300))])
         manager.accumulate_image(1, None, data)
         begun = True
         manager.finalize_image(1)
@@ -199,7 +201,8 @@ for name, options in [('asset', {}), ('memmap', {'memmap': folder + '/maps'}),
     fact['unchanged'] = dset.dataset == before
     fact['files'] = [path for _, _, paths in os.walk(os.path.dirname(dset.fpath))
                      for path in paths if not path.endswith('.jsonl')]
-    if name != 'asset':
+    fact['begun'] = begun
+    if not begun:
         fact['not_begun'] = manager.managed_image_ids() == [] and not manager.patch_counts[1]
         manager.accumulate_image(1, None, data)
     manager.finalize_image(1)
@@ -221,5 +224,8 @@ def test_full_disk(tmp_path, repo_root):
         assert fact['unchanged'] and fact['files'] == [], (name, fact)
         assert fact['error_at_last'] < 1e-4, (name, fact)
         assert fact.get('not_begun', True), name
-    assert 'AssetWriteError' == facts['asset']['error']
+    # The blocks of a window that is being added are in RAM; they are spilled to be read.
+    assert [name for name in facts if facts[name]['begun']] == ['asset', 'budget']
+    assert facts['asset']['error'] == facts['budget']['error'] == 'AssetWriteError'
+    assert facts['memmap']['error'] == facts['declared']['error'] == 'CanvasError'
     assert os.listdir(tmp_path / 'maps') == []

@@ -26,6 +26,9 @@ from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountErr
                             WindowShapeError)
 from cocoseg.io import images as images_module
 from cocoseg.protocols import EagerQueue
+from cocoseg.stitch.budget import MemoryBudget
+
+from ..builders import watch_files
 
 SIZE = 48
 STEP = 1 / 32767
@@ -509,7 +512,9 @@ def test_figures_of_a_finished_image(dset):
     info = manager.finalize_image(1)
     assert set(info) >= {'n_anns', 'total_prob', 'n_clipped', 'n_invalid', 'file_name'}
     assert (info['n_anns'], info['n_clipped'], info['n_invalid']) == (0, 32, 2)
-    assert info['total_prob'] == pytest.approx(np.nansum(data) - 0.5 * 2)
+    # The sum of what was written: the 2 were clipped to 1.
+    assert info['total_prob'] == pytest.approx(np.nansum(read(dset, 1), dtype=float))
+    assert info['total_prob'] == pytest.approx(32 * 1 + (data.size - 32 - 4) * 0.5, rel=1e-4)
     assert info['file_name'] == list_assets(dset, 1)[0]['file_name']
 
 
@@ -1018,32 +1023,51 @@ def test_resuming_twice_changes_nothing(tmp_path):
 
 # --- memory --------------------------------------------------------------
 
-def test_images_beyond_the_budget_live_in_files(dset):
-    one = SIZE * SIZE * 3 * 4
-    manager = make_manager(dset, memory_budget=int(1.5 * one))
+def test_blocks_beyond_the_budget_wait_in_files(dset, monkeypatch):
+    made = watch_files(monkeypatch)
+    budget = MemoryBudget(int(1.5 * SIZE * SIZE * 3 * 4))
+    manager = make_manager(dset, memory_budget=budget)
     for image_id in (1, 2, 3):
         manager.accumulate_image(image_id, None, full(image_id / 4))
-    kinds = [isinstance(manager.image_stitchers[i].weights, np.memmap) for i in (1, 2, 3)]
-    assert kinds == [False, True, True]
+        assert 0 < budget.used <= budget.nbytes
+    assert {kind for kind, _ in made} == {'spill'}
     manager.close()
     for image_id in (1, 2, 3):
         assert np.abs(read(dset, image_id) - image_id / 4).max() <= STEP
 
 
-def test_a_finished_image_gives_its_memory_back(dset):
-    manager = make_manager(dset, memory_budget=int(1.5 * SIZE * SIZE * 3 * 4))
+def test_a_finished_image_gives_its_memory_back(dset, monkeypatch):
+    made = watch_files(monkeypatch)
+    budget = MemoryBudget(int(1.5 * SIZE * SIZE * 3 * 4))
+    manager = make_manager(dset, memory_budget=budget)
     for image_id in (1, 2, 3):
         manager.accumulate_image(image_id, None, full())
-        assert not isinstance(manager.image_stitchers[image_id].weights, np.memmap)
         manager.finalize_image(image_id)
+        assert budget.used == 0
+    assert made == []
+
+
+def test_managers_share_a_budget(dset):
+    budget = MemoryBudget(int(1.5 * SIZE * SIZE * 3 * 4))
+    managers = [make_manager(dset, channels, memory_budget=budget) for channels in ('a|b', 'c|d')]
+    for image_id in (1, 2, 3):
+        for manager in managers:
+            manager.accumulate_image(image_id, None, full(image_id / 4))
+            assert budget.used <= budget.nbytes
+    for manager, channels in zip(managers, ('a|b', 'c|d')):
+        manager.close()
+        for image_id in (1, 2, 3):
+            assert np.abs(read(dset, image_id, channels) - image_id / 4).max() <= STEP
+    assert budget.used == 0
 
 
 @pytest.mark.parametrize('space', ['video', 'image'])
-def test_memmap_in_both_spaces_leaves_no_files(dset, tmp_path, space):
+def test_memmap_in_both_spaces_leaves_no_files(dset, tmp_path, monkeypatch, space):
+    made = watch_files(monkeypatch)
     manager = make_manager(dset, memmap=tmp_path / 'maps', stitching_space=space, dtype='float64')
     manager.accumulate_image(1, None, full())
-    weights = manager.image_stitchers[1].weights
-    assert isinstance(weights, np.memmap) and weights.dtype == np.float64
+    assert made and set(made) == {('canvas', str(tmp_path / 'maps'))}
+    assert manager.image_stitchers[1].weights.dtype == np.float64
     assert os.listdir(tmp_path / 'maps') == []
     manager.close()
     assert np.abs(read(dset, 1) - 0.5).max() <= STEP

@@ -11,6 +11,8 @@ from cocoseg import Window, WindowGrid
 from cocoseg.errors import (BandCountError, CoverageError, OptionError, WeightError,
                             WindowShapeError)
 
+from ..builders import watch_files
+
 NAN, INF = float('nan'), float('inf')
 
 
@@ -202,15 +204,16 @@ def test_16_fractional_windows_are_refused(manager):
 # ---- 17 --------------------------------------------------------------------
 
 @pytest.mark.parametrize('space', ['image', 'video'])
-def test_17_dtype_and_memmap_hold_in_both_spaces(make_dataset, make_manager, tmp_path, space):
+def test_17_dtype_and_memmap_hold_in_both_spaces(make_dataset, make_manager, tmp_path, monkeypatch,
+                                                 space):
     """Image space ignored dtype and memmap; both must be honoured in both spaces."""
-    dset = make_dataset(n_videos=1)
+    dset, made = make_dataset(n_videos=1), watch_files(monkeypatch)
     manager = make_manager(dset, stitching_space=space, dtype='float64', quantize=False,
                            memmap=tmp_path / 'maps', expected_minmax=None)
     value = 1 + 1e-12
     manager.accumulate_image(1, None, np.full((64, 64), value))
-    stitcher = manager.image_stitchers[1]
-    assert isinstance(stitcher.weights, np.memmap) and stitcher.weights.dtype == np.float64
+    assert made and set(made) == {('canvas', str(tmp_path / 'maps'))}
+    assert manager.image_stitchers[1].weights.dtype == np.float64
     manager.finalize_image(1)
     from cocoseg.io.raster import read_raster
     found = read_raster(f'{manager.prob_dpath}/img1_x.tif')

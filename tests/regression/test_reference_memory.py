@@ -18,6 +18,9 @@ import pytest
 from cocoseg import SoftStitcher, Window, WindowGrid
 from cocoseg.errors import (AlreadyFinalizedError, CocosegError, ImageClosedError,
                             NothingAccumulatedError, WindowShapeError)
+from cocoseg.stitch.budget import MemoryBudget
+
+from ..builders import watch_files
 
 
 def run_threads(functions, timeout=30):
@@ -48,7 +51,7 @@ def run_threads(functions, timeout=30):
 def test_18_memmaps_leave_no_files(make_dataset, make_manager, noise, read, tmp_path,
                                    monkeypatch, options, end):
     """Memmap files were never deleted; there must be none at any time."""
-    folder = tmp_path / 'maps'
+    folder, made = tmp_path / 'maps', watch_files(monkeypatch)
     folder.mkdir()
     monkeypatch.setattr(tempfile, 'tempdir', str(folder))
     options = {key: folder if value == 'folder' else value for key, value in options.items()}
@@ -58,8 +61,9 @@ def test_18_memmaps_leave_no_files(make_dataset, make_manager, noise, read, tmp_
         with manager:
             for image_id in (1, 2, 3):
                 manager.accumulate_image(image_id, None, noise(image_id))
-                assert isinstance(manager.image_stitchers[image_id].weights, np.memmap)
                 assert os.listdir(folder) == []
+            kind = 'canvas' if 'memmap' in options else 'spill'
+            assert made and set(made) == {(kind, str(folder))}
             manager.finalize_image(2)
             assert os.listdir(folder) == []
             if end == 'error':
@@ -72,19 +76,20 @@ def test_18_memmaps_leave_no_files(make_dataset, make_manager, noise, read, tmp_
     assert np.allclose(read(dset, 2), noise(2), atol=1e-4)
 
 
-def test_18_memory_budget_is_kept(make_dataset, make_manager, noise, read):
-    """Every open image stayed in RAM; beyond the budget they must be on disk."""
-    dset = make_dataset(5)
-    one = 64 * 64 * 2 * 4
-    manager = make_manager(dset, memory_budget=2 * one)
-    in_ram = []
-    for image_id in dset.images():
-        manager.accumulate_image(image_id, None, noise(image_id))
-        weights = manager.image_stitchers[image_id].weights
-        in_ram.append(not isinstance(weights, np.memmap))
-    assert in_ram == [True, True, False, False, False]
+def test_18_memory_budget_is_kept(make_dataset, make_manager, noise, read, monkeypatch):
+    """Every open image stayed in RAM; what is beyond the budget must be on disk."""
+    made, dset = watch_files(monkeypatch), make_dataset(5)
+    budget = MemoryBudget(2 * 64 * 64 * 2 * 4)
+    manager = make_manager(dset, memory_budget=budget)
+    top, bottom = Window(0, 0, 40, 64), Window(24, 0, 64, 64)
+    for window in (top, bottom):
+        for image_id in dset.images():
+            manager.accumulate_image(image_id, window, noise(image_id)[window.slices])
+            assert 0 < budget.used <= budget.nbytes
+    assert {kind for kind, _ in made} == {'spill'}
     manager.finalize_image(1)
     manager.close()
+    assert budget.used == 0
     for image_id in dset.images():
         assert np.allclose(read(dset, image_id), noise(image_id), atol=1e-4)
 
