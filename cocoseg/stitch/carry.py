@@ -27,125 +27,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cocoseg.grid.window import Window
+from cocoseg.stitch.lanes import make_spans, strip_shapes
 
 
 # Windows that are added at once at most: each needs a left strip of its own.
-_MAX_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Lane:
-    """
-    One row, or one column, of a lattice of windows.
-
-    Attributes:
-        start (int): first pixel inside the image.
-        stop (int): pixel after the last.
-        weights (ndarray): (stop - start,), which add up to 1 over all lanes.
-    """
-
-    start: int
-    stop: int
-    weights: np.ndarray
-
-
-def find_lanes(plan, shape, dtype):
-    """
-    Find the rows and columns of windows that can be carried.
-
-    Args:
-        plan (BlendPlan): of all declared windows.
-        shape (tuple[int, int]): (H, W) of the image, px.
-        dtype (dtype): of the weights.
-
-    Returns:
-        tuple[list[Lane], list[Lane]] | None: None if the windows are no
-        complete lattice, leave a gap, or have weights that do not add up to 1.
-
-    Example:
-        >>> from cocoseg import BlendPlan, WindowGrid
-        >>> rows, columns = find_lanes(BlendPlan(WindowGrid((9, 5), 5, 1)), (9, 5), 'f4')
-        >>> [(lane.start, lane.stop) for lane in rows], len(columns)
-        ([(0, 5), (4, 9)], 1)
-    """
-    if plan.lattice is None or not plan.is_unity:
-        return None
-    rows, columns = plan.lattice
-    found = []
-    for axis, (intervals, size) in enumerate(zip((rows, columns), shape)):
-        lanes = []
-        for start, stop in intervals:
-            window = (Window(start, columns[0][0], stop, columns[0][1]) if axis == 0
-                      else Window(rows[0][0], start, rows[0][1], stop))
-            weights = plan.get_weights(window)[axis]
-            first, last = max(start, 0), min(stop, size)
-            lanes.append(Lane(first, last, weights[first - start:last - start]))
-        if not _is_chain(lanes, size):
-            return None
-        found.append(_normalize(lanes, size, dtype))
-    return tuple(found)
-
-
-def _normalize(lanes, size, dtype):
-    """Make the weights add up to 1 as well as the dtype can; those of a plan are float32."""
-    total = np.zeros(size)
-    for lane in lanes:
-        total[lane.start:lane.stop] += lane.weights
-    return [Lane(lane.start, lane.stop,
-                 (lane.weights / total[lane.start:lane.stop]).astype(dtype)) for lane in lanes]
-
-
-def _is_chain(lanes, size):
-    """Return True if lanes follow each other without a gap, from border to border."""
-    pairs = list(zip(lanes, lanes[1:]))
-    return (lanes[0].start == 0 and lanes[-1].stop == size
-            and all(a.start < b.start <= a.stop < b.stop for a, b in pairs))
+_MAX_BATCH = 16
 
 
 def _get_narrow(codec):
     """Return a codec if floats of 32 bits hold its codes, else None."""
     return codec if codec is not None and np.dtype(codec.dtype).itemsize <= 2 else None
-
-
-@dataclass(frozen=True)
-class _Span:
-    """
-    One lane against its neighbours and the blocks.
-
-    ``next`` is where the next lane starts, up to which pixels become final;
-    ``shared`` pixels from ``start`` are those of the lane before. ``parts``
-    are the blocks of the final pixels: (block, first, last, first in block),
-    the middle two from ``start``.
-    """
-
-    start: int
-    stop: int
-    next: int
-    shared: int
-    parts: tuple
-
-
-def _make_spans(lanes, block, size):
-    """Return the :class:`_Span` of each lane of an axis."""
-    spans = []
-    for number, lane in enumerate(lanes):
-        end = lanes[number + 1].start if number + 1 < len(lanes) else size
-        before = lanes[number - 1].stop if number else lane.start
-        parts = []
-        for index in range(lane.start // block, -(-end // block)):
-            first, last = max(lane.start, index * block), min(end, (index + 1) * block)
-            parts.append((index, first - lane.start, last - lane.start, first - index * block))
-        spans.append(_Span(lane.start, lane.stop, end, max(before - lane.start, 0), tuple(parts)))
-    return spans
-
-
-def _strip_shapes(shape, lanes):
-    """Return the shapes of the carry and of the left strip."""
-    rows, columns = lanes
-    depth, width = (max((a.stop - b.start for a, b in zip(chain, chain[1:])), default=0)
-                    for chain in lanes)
-    height = max(lane.stop - lane.start for lane in rows)
-    return (max(depth, 1), shape[1] * shape[2]), (height, max(width, 1) * shape[2])
 
 
 class CarryValues:
@@ -206,9 +97,9 @@ class CarryCanvas:
         self._num_threads = num_threads
         self._pool = None if num_threads == 1 else ThreadPoolExecutor(
             num_threads - 1, thread_name_prefix='cocoseg-carry')
-        carry, self._left_shape = _strip_shapes(self.shape, lanes)
-        self._row_spans = _make_spans(self._rows, blocks.block[0], self.shape[0])
-        self._column_spans = _make_spans(self._columns, blocks.block[1], self.shape[1])
+        carry, self._left_shape = strip_shapes(self.shape, lanes)
+        self._row_spans = make_spans(self._rows, blocks.block[0], self.shape[0])
+        self._column_spans = make_spans(self._columns, blocks.block[1], self.shape[1])
         self._column_weights = [np.repeat(lane.weights, self.shape[2]) for lane in self._columns]
         self._code_args = () if self._codec is None else self._codec.kernel_args[:4]
         # What is read, and what is written meanwhile; a left strip per window in work.
@@ -236,7 +127,7 @@ class CarryCanvas:
         # A row of windows ends one row of blocks from the left, and begins the
         # next; where it meets more, those are begun only where the window is.
         n_rows, n_columns = (
-            max(len(span.parts) for span in _make_spans(axis, block, size))
+            max(len(span.parts) for span in make_spans(axis, block, size))
             for axis, block, size in zip(lanes, blocks.block, shape))
         n_blocks = blocks.grid_shape[1] + n_columns * (n_rows - 1)
         return (CarryCanvas.strip_nbytes(shape, lanes, dtype)
@@ -246,7 +137,7 @@ class CarryCanvas:
     def strip_nbytes(shape, lanes, dtype):
         """Return the bytes of the carry and of the left strip."""
         return sum(2 * height * width * np.dtype(dtype).itemsize
-                   for height, width in _strip_shapes(shape, lanes))
+                   for height, width in strip_shapes(shape, lanes))
 
     def _count(self, nbytes):
         self.nbytes += nbytes
@@ -345,6 +236,8 @@ class CarryCanvas:
         inputs = (planes, self.shape[2], self._rows[self._row].weights, self._column_weights[j],
                   left, column.shared, carry)
         start, width, ready = column.start, column.stop - column.start, column.next - column.start
+        if self._codec is not None and len(row.parts) <= 2 and len(column.parts) <= 2:
+            return self._add_quad(inputs, row, column, left_out, first, last)
         clipped = []
         for block_row, y, y_stop, y_in in row.parts:
             y_in += max(first - y, 0)
@@ -357,7 +250,7 @@ class CarryCanvas:
                 if self._codec is None:
                     n_clipped = kernels._kernel_carry(*inputs, *part) - 1
                 else:
-                    n_clipped = kernels._kernel_carry_encode(*inputs, *part, *self._code_args)
+                    n_clipped = kernels._kernel_carry_encode(*inputs, *part, self._code_args)
                 if n_clipped < 0:
                     return None
                 if n_clipped:
@@ -372,6 +265,20 @@ class CarryCanvas:
                 *inputs, 0, start, first, ready, last, width, left_out, first, 0):
             return None
         return clipped
+
+    def _add_quad(self, inputs, row, column, left_out, first, last):
+        """Do the same as :meth:`_add_window_rows` in one call, for up to 2 x 2 blocks."""
+        indices = [(above[0], beside[0]) for above in (row.parts[0], row.parts[-1])
+                   for beside in (column.parts[0], column.parts[-1])]
+        counts = self._kernels._kernel_carry_window(
+            inputs, row.shared, column.start,
+            (first, last, row.parts[0][2], row.next - row.start),
+            (column.parts[0][2], column.next - column.start, column.stop - column.start),
+            tuple([self._open[index].array for index in indices]),
+            (row.parts[0][3], column.parts[0][3]), self._carries[1], left_out, self._code_args)
+        if counts[0] < 0:
+            return None
+        return [pair for pair in zip(indices, counts) if pair[1]]
 
     def _step(self, n_windows):
         if not n_windows:

@@ -11,7 +11,8 @@ from cocoseg.errors import OptionError
 from cocoseg.stitch.budget import MemoryBudget
 from cocoseg.stitch.canvas import (BlockCanvas, check_canvas_options, check_dtype,
                                    check_nan_policy)
-from cocoseg.stitch.carry import CarryCanvas, find_lanes
+from cocoseg.stitch.carry import CarryCanvas
+from cocoseg.stitch.lanes import find_lanes
 
 ENGINES = ('auto', 'general')
 

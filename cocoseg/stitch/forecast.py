@@ -10,8 +10,9 @@ import numpy as np
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.grid.windows import WindowGrid
-from cocoseg.stitch.carry import CarryCanvas, find_lanes
+from cocoseg.stitch.carry import CarryCanvas
 from cocoseg.stitch.coverage import Coverage
+from cocoseg.stitch.lanes import find_lanes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from cocoseg import BlendPlan, BlockGrid, Quantization, SoftStitcher, Window, Wi
 from cocoseg.errors import CoverageError
 from cocoseg.protocols import FailingSink, MemorySink
 from cocoseg.stitch.budget import MemoryBudget
-from cocoseg.stitch.carry import CarryCanvas, find_lanes
+from cocoseg.stitch.carry import CarryCanvas
+from cocoseg.stitch.lanes import find_lanes
 from cocoseg.stitch.coverage import Coverage
 from cocoseg.stitch.layers import Disagreement
 

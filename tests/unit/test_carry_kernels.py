@@ -84,7 +84,7 @@ class Problem:
     def encode(self, codec):
         """The same of the kernel that makes codes."""
         out = self.make_out(codec.dtype)
-        result = self.run(carry_kernels._kernel_carry_encode, out, *codec.kernel_args[:4])
+        result = self.run(carry_kernels._kernel_carry_encode, out, codec.kernel_args[:4])
         return (result, *self.cut(out))
 
 
@@ -207,3 +207,83 @@ def test_the_largest_values_are_finite(dtype):
     result, actual, _ = problem.sum()
     assert result is True
     assert (actual == np.array(np.finfo(dtype).max / 4, dtype)).all()
+
+
+def carry_window(problem, codec, first=0, last=None):
+    """Run the kernel of a whole window; return what it gave and what should be."""
+    rng, n_bands = np.random.RandomState(problem.data.size), problem.n_bands
+    height, width = problem.data.shape[:2]
+    y_ready, x_ready = rng.randint(1, (height + 1, width + 1))
+    y_split, x_split = rng.randint(1, (y_ready + 1, x_ready + 1))
+    corner = rng.randint(0, 3, 2)
+    shapes = [(corner[0] + y_split, corner[1] + x_split), (corner[0] + y_split, x_ready - x_split),
+              (y_ready - y_split, corner[1] + x_split), (y_ready - y_split, x_ready - x_split)]
+    blocks = [np.full((rows, columns * n_bands), SENTINEL, codec.dtype) for rows, columns in shapes]
+    planes = problem.data.reshape(1, height, -1)
+    if problem.bands_first:
+        planes = np.ascontiguousarray(problem.data.transpose(2, 0, 1))
+    left = np.zeros((height, width * n_bands), problem.dtype)
+    left[:, :problem.x_shared * n_bands] = problem.left[:, :problem.x_shared].reshape(height, -1)
+    carry = problem.carry.reshape(len(problem.carry), -1)
+    carry_out = np.full((height, carry.shape[1]), SENTINEL, problem.dtype)
+    left_out = np.full_like(left, SENTINEL)
+    found = carry_kernels._kernel_carry_window(
+        (planes, n_bands, problem.rows, np.repeat(problem.columns, n_bands), left,
+         problem.x_shared, carry), problem.y_shared, problem.carry_start,
+        (first, height if last is None else last, int(y_split), int(y_ready)),
+        (int(x_split), int(x_ready), width), tuple(blocks), tuple(corner.tolist()), carry_out,
+        left_out, codec.kernel_args[:4])
+    problem.ya, problem.xa, problem.yb, problem.xb = 0, 0, height, width
+    values = problem.compute()
+    # The carry is for the window that ends a pixel.
+    plain = values.copy()
+    inside = slice(problem.carry_start, problem.carry_start + width)
+    plain[:problem.y_shared] -= problem.carry[:problem.y_shared, inside]
+    wholes = [block.reshape(*shape, n_bands) for block, shape in zip(blocks, shapes)]
+    final = np.vstack([np.hstack([wholes[0][corner[0]:, corner[1]:], wholes[1][corner[0]:]]),
+                       np.hstack([wholes[2][:, corner[1]:], wholes[3]])])
+    carried = carry_out.reshape(height, -1, n_bands)[:height - y_ready,
+                                                     problem.carry_start:][:, :x_ready]
+    kept = left_out.reshape(height, width, n_bands)[:, :width - x_ready]
+    return found, [
+        (final, values[:y_ready, :x_ready], codec), (carried, values[y_ready:, :x_ready], None),
+        (kept, plain[:, x_ready:], None)]
+
+
+@pytest.mark.parametrize('bands_first', [False, True])
+@pytest.mark.parametrize('n_bands', BANDS)
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_a_whole_window_is_its_rectangles(dtype, n_bands, bands_first):
+    rng = np.random.RandomState(n_bands)
+    for turn in range(40):
+        codec = Quantization(-0.4, 0.9, CODES[turn % 2])
+        problem = Problem(rng, n_bands, dtype, bands_first=bands_first)
+        counts, parts = carry_window(problem, codec)
+        for found, expected, code in parts:
+            assert found.shape == expected.shape
+            if code is None:
+                np.testing.assert_allclose(found, expected, atol=4 * TOLERANCE[dtype])
+            else:
+                codes, n_clipped = code.encode(expected)
+                assert np.abs(found.astype(int) - codes).max() <= 1
+                assert abs(sum(counts) - n_clipped) <= 1
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_a_whole_window_that_is_not_finite(value):
+    codec = Quantization(-1, 1)
+    for position in range(4 * 5 * 2):
+        problem = Problem(np.random.RandomState(3), 2, 'float32', shape=(4, 5))
+        problem.data.reshape(-1)[position] = value
+        assert carry_window(problem, codec)[0] == (-1, 0, 0, 0)
+
+
+def test_rows_of_a_whole_window_may_be_shared_out():
+    problem, codec = Problem(np.random.RandomState(0), 3, 'float32', shape=(9, 7)), \
+        Quantization(-1, 1)
+    _, whole = carry_window(problem, codec)
+    for first, last in ((0, 4), (4, 9)):
+        _, parts = carry_window(problem, codec, first, last)
+        for (found, _, _), (expected, _, _) in zip(parts[2:], whole[2:]):
+            assert np.array_equal(found[first:last], expected[first:last])
+            assert (found[:first] == SENTINEL).all() and (found[last:] == SENTINEL).all()
