@@ -15,6 +15,16 @@ settings.register_profile('search', settings.get_profile('cocoseg'),
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'cocoseg'))
 
 
+@pytest.fixture(scope='session', autouse=True)
+def share_out_small_work():
+    """Let several threads share even the tiny windows of tests."""
+    from cocoseg.stitch import canvas, carry
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (canvas, carry):
+            patch.setattr(module, '_LEAST_SHARED', 1)
+        yield
+
+
 @pytest.fixture(scope='session')
 def repo_root():
     """Path of the checkout."""

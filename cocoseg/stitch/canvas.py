@@ -33,6 +33,8 @@ NAN_POLICIES = ('pixel', 'band')
 # A block that more windows touch than this is settled: a plane is cheaper than
 # so many terms.
 _MAX_TERMS = 32
+# Numbers that are worth waking another thread, which takes about 0.1 ms.
+_LEAST_SHARED = 1 << 20
 
 
 def check_dtype(dtype):
@@ -250,7 +252,7 @@ class BlockCanvas:
                           xb - xa))
         if self._budget is not None:
             self._budget.keep(self, {part[0] for part in parts})
-        if self._pool is None or len(tasks) == 1:
+        if self._pool is None or len(tasks) == 1 or data.size < _LEAST_SHARED:
             invalid = 0
             for task in tasks:
                 invalid += self._add_part(*task)

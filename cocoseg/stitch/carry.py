@@ -31,7 +31,9 @@ from cocoseg.stitch.lanes import make_spans, strip_shapes
 
 
 # Windows that are added at once at most: each needs a left strip of its own.
-_MAX_BATCH = 16
+MAX_BATCH = 16
+# Numbers that are worth waking another thread, which takes about 0.1 ms.
+_LEAST_SHARED = 1 << 20
 
 
 def _get_narrow(codec):
@@ -156,14 +158,16 @@ class CarryCanvas:
         """Values that were clipped in the blocks that are begun."""
         return sum(block.n_clipped for block in self._open.values())
 
-    def match(self, windows):
-        """Return how many of the windows (clipped) are the next ones, and can be added at once."""
-        if not windows or windows[0] != self.next_window:
+    def match(self, items):
+        """Return how many of the items are the next windows, and can be added at once."""
+        if items[0].inside != self.next_window or items[0].weights is not None:
             return 0
         row, first = self._rows[self._row], self._column
         n_windows = 1
-        for window, column in zip(windows[1:], self._columns[first + 1:first + _MAX_BATCH]):
-            if window != Window(row.start, column.start, row.stop, column.stop):
+        for item, column in zip(items[1:], self._columns[first + 1:first + MAX_BATCH]):
+            window = item.inside
+            if (item.weights is not None or window.x0 != column.start or window.x1 != column.stop
+                    or window.y0 != row.start or window.y1 != row.stop):
                 break
             n_windows += 1
         return n_windows
@@ -198,7 +202,7 @@ class CarryCanvas:
     def _share_out(self, batch):
         """Add all rows of the windows, some of them in each thread."""
         height = batch[0].shape[1]
-        if self._pool is None:
+        if self._pool is None or len(batch) * batch[0].size < _LEAST_SHARED:
             return [self._add_rows(batch, 0, height)]
         share = -(-height // self._num_threads)
         spans = [(first, min(first + share, height)) for first in range(0, height, share)]

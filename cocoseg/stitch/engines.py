@@ -134,3 +134,41 @@ def make_carry(shape, blocks, plan, options, products):
             return None
     return CarryCanvas(shape, blocks, lanes, options.dtype, codec, budget=budget,
                        num_threads=options.num_threads)
+
+
+def add_items(canvas, items, get_weights):
+    """
+    Add windows to a canvas, one by one.
+
+    Args:
+        canvas (BlockCanvas | TorchCanvas): where they go.
+        items (list[Item]): of :func:`cocoseg.stitch.intake.crop_item`.
+        get_weights (Callable): separable weights of (window, its part inside
+            the image), for items without weights.
+
+    Returns:
+        tuple[int, int, int]: windows, valid pixels and invalid pixels added.
+        Fewer windows than items if one could not be added; the error is raised
+        when it comes first.
+
+    Example:
+        >>> import numpy as np
+        >>> from cocoseg.grid.window import Window
+        >>> from cocoseg.stitch.intake import Item
+        >>> window = Window(0, 0, 2, 2)
+        >>> item = Item(window, window, np.ones((2, 2, 1)), np.ones((2, 2)))
+        >>> add_items(BlockCanvas((4, 4, 1)), [item, item], None)
+        (2, 8, 0)
+    """
+    added = invalid = 0
+    for number, (full, inside, data, weights) in enumerate(items):
+        if weights is None:
+            weights = get_weights(full, inside)
+        try:
+            counts = canvas.add(inside.y0, inside.x0, data, weights)
+        except Exception:
+            if number:
+                return number, added, invalid
+            raise
+        added, invalid = added + counts[0], invalid + counts[1]
+    return len(items), added, invalid

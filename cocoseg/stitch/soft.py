@@ -9,7 +9,6 @@ whole array to the caller.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 
 import numpy as np
@@ -19,9 +18,9 @@ from cocoseg.errors import (BandCountError, ImageClosedError, NothingAccumulated
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.stitch.blend import BlendPlan, get_profile
-from cocoseg.stitch.carry import CarryCanvas
+from cocoseg.stitch.carry import MAX_BATCH, CarryCanvas
 from cocoseg.stitch.coverage import Coverage
-from cocoseg.stitch.engines import EngineOptions, make_canvas, make_carry
+from cocoseg.stitch.engines import EngineOptions, add_items, make_canvas, make_carry
 from cocoseg.stitch.intake import (as_numpy, as_planes, check_data, check_shape, check_weights,
                                    choose_area, crop_item, unit_weights)
 from cocoseg.stitch.layers import match_sinks
@@ -271,11 +270,14 @@ class SoftStitcher:
         """Add checked windows, all or none; send what is final; return the pixels added."""
         added, error = 0, None
         while items:
+            chunk = items[:MAX_BATCH]
             with self._lock:
-                self._check_open([item.full for item in items])
-                expected = self._coverage.check_all([item.inside for item in items])
-                n_windows, n_pixels = self._accumulate(items)
-                final = [index for item, entry in zip(items[:n_windows], expected)
+                self._check_open([item.full for item in chunk])
+                if not added and len(items) > MAX_BATCH:
+                    self._coverage.check_all([item.inside for item in items])
+                expected = self._coverage.check_all([item.inside for item in chunk])
+                n_windows, n_pixels = self._accumulate(chunk)
+                final = [index for item, entry in zip(chunk[:n_windows], expected)
                          for index in self._coverage.count(item.inside, entry)]
             items, added = items[n_windows:], added + n_pixels
             try:
@@ -303,20 +305,15 @@ class SoftStitcher:
         """Add the first windows of some; return how many, and their valid pixels."""
         canvas = self._ensure_canvas(items[0].data.shape[2])
         if isinstance(canvas, CarryCanvas):
-            plain = list(itertools.takewhile(lambda item: item.weights is None, items))
-            n_windows = canvas.match([item.inside for item in plain])
+            fitting = items[:canvas.match(items)]
+            n_windows = fitting and canvas.add([as_planes(item.data, canvas.dtype)
+                                                for item in fitting])
             if n_windows:
-                n_windows = canvas.add([as_planes(item.data, canvas.dtype)
-                                        for item in plain[:n_windows]])
-            if n_windows:
-                return n_windows, sum(item.inside.area for item in plain[:n_windows])
+                return n_windows, sum([item.inside.area for item in items[:n_windows]])
             canvas = self._leave_carry()
-        full, inside, data, weights = items[0]
-        if weights is None:
-            weights = self._get_plan_weights(full, inside)
-        added, invalid = canvas.add(inside.y0, inside.x0, data, weights)
+        n_windows, added, invalid = add_items(canvas, items, self._get_plan_weights)
         self.n_invalid += invalid
-        return 1, added
+        return n_windows, added
 
     @functools.cached_property
     def _plan(self):

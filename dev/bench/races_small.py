@@ -22,7 +22,9 @@ WINDOW, OVERLAP = 32, 8
 PACKAGES = ['numpy', 'numba']
 MOST_US = 10
 
-LABELS = {'declared': 'declared grid, null sink', 'declared_2': 'the same, threads: 2',
+BATCH = 16
+
+LABELS = {'declared': 'declared grid, null sink', 'batched': f'the same, batches of {BATCH}',
           'undeclared': 'undeclared, no sink', 'numpy': 'the data alone, in numpy'}
 
 
@@ -43,15 +45,22 @@ def summarize(nanoseconds):
             'mean_us': statistics.fmean(nanoseconds) / 1e3}
 
 
-def time_adds(problem, **options):
-    """Return the figures of our ``add``."""
+def time_adds(problem, batch=1, **options):
+    """Return the figures of our ``add``, or of ``add_batch`` per window."""
     sink = NullSink() if 'sink' not in options else options.pop('sink')
     stitcher = make_stitcher(problem, sink, **options)
     taken, clock, tile = [], time.perf_counter_ns, problem.tile
-    for window in problem.windows:
+    if batch == 1:
+        for window in problem.windows:
+            start = clock()
+            stitcher.add(window, tile)
+            taken.append(clock() - start)
+    for first in range(0, len(problem.windows) if batch > 1 else 0, batch):
+        windows = problem.windows[first:first + batch]
+        tiles = [tile] * len(windows)
         start = clock()
-        stitcher.add(window, tile)
-        taken.append(clock() - start)
+        stitcher.add_batch(windows, tiles)
+        taken.append((clock() - start) / len(windows))
     stitcher.finalize()
     return summarize(taken)
 
@@ -72,12 +81,13 @@ def time_numpy(problem):
 
 def make_contestants(problem):
     """Return by name the runs, and why some are absent."""
-    options = {'declared': {}, 'declared_2': {'num_threads': 2},
+    options = {'declared': {}, 'batched': {'batch': BATCH},
                'undeclared': {'windows': None, 'sink': None}}
     runs, absent = {'numpy': functools.partial(time_numpy, problem)}, {}
     for name, chosen in options.items():
+        kept = {key: value for key, value in chosen.items() if key != 'batch'}
         try:
-            make_stitcher(problem, **{'sink': NullSink(), **chosen}).close()
+            make_stitcher(problem, **{'sink': NullSink(), **kept}).close()
         except Absent as ex:
             absent[name] = str(ex)
         else:

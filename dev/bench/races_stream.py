@@ -31,17 +31,23 @@ SIZE = 8192
 PACKAGES = ['numpy', 'numba', *peers.PACKAGES]
 BASELINE = 'kwarray_weights'
 
-# name -> (label, options of the stitcher, options of the jobs, 'null' or 'array')
+# A batch as a model gives it.
+BATCH = 16
+
+# name -> (label, options of the stitcher, options of the jobs, windows per call, 'null' or
+# 'array')
 OURS = {
-    'planned_1': ('cocoseg planned, threads: 1', {}, {}, 'null'),
-    'planned_2': ('cocoseg planned, threads: 2', {'num_threads': 2}, {}, 'null'),
-    'planned_array': ('cocoseg planned, threads: 1, into an array', {}, {}, 'array'),
-    'general': ('cocoseg general, random order', {'engine': 'general'}, {'shuffled': True},
+    'planned_1': ('cocoseg planned, threads: 1', {}, {}, 1, 'null'),
+    'batched_1': (f'cocoseg planned, threads: 1, batches of {BATCH}', {}, {}, BATCH, 'null'),
+    'planned_2': (f'cocoseg planned, threads: 2, batches of {BATCH}', {'num_threads': 2}, {},
+                  BATCH, 'null'),
+    'planned_array': ('cocoseg planned, threads: 1, into an array', {}, {}, 1, 'array'),
+    'general': ('cocoseg general, random order', {'engine': 'general'}, {'shuffled': True}, 1,
                 'null'),
-    'random': ('cocoseg as it chooses, random order', {}, {'shuffled': True}, 'null'),
-    'nan': ('cocoseg, NaN in every window', {}, {'nan': True}, 'null'),
+    'general_rows': ('cocoseg general, in order', {'engine': 'general'}, {}, 1, 'null'),
+    'nan': ('cocoseg, NaN in every window', {}, {'nan': True}, 1, 'null'),
     'nan_random': ('cocoseg, NaN in every window, random order', {},
-                   {'nan': True, 'shuffled': True}, 'null'),
+                   {'nan': True, 'shuffled': True}, 1, 'null'),
 }
 
 NAMES = [*OURS, *peers.PEERS]
@@ -58,7 +64,7 @@ RATIOS = [
 LEAST_FRACTION = 0.6
 
 
-def make_cocoseg(problem, options, jobs, kind):
+def make_cocoseg(problem, options, jobs, batch, kind):
     """Return a run of ours."""
     # Whether it can be made at all; the message names the missing option.
     make_stitcher(problem, NullSink(), **options).close()
@@ -68,8 +74,12 @@ def make_cocoseg(problem, options, jobs, kind):
         clock = Clock()
         sink = NullSink() if kind == 'null' else ArraySink(problem.shape)
         stitcher = make_stitcher(problem, sink, **options)
-        for window, tile in jobs:
-            stitcher.add(window, tile)
+        if batch == 1:
+            for window, tile in jobs:
+                stitcher.add(window, tile)
+        else:
+            for start in range(0, len(jobs), batch):
+                stitcher.add_batch(*zip(*jobs[start:start + batch]))
         clock.mark_added()
         stitcher.finalize()
         figures = clock.stop()

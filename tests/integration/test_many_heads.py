@@ -12,7 +12,8 @@ import kwcoco
 import numpy as np
 import pytest
 
-from cocoseg import CocoStitchingManager, MemoryBudget, SoftStitcher, Window, WindowGrid, WriterQueue
+from cocoseg import (CocoStitchingManager, MemoryBudget, SoftStitcher, Window, WindowGrid,
+                     WriterQueue)
 from cocoseg.protocols import MemorySink
 
 from ..builders import watch_files
@@ -249,8 +250,7 @@ class Tensors:
 def test_permuted_tensors_are_the_same_as_arrays(tmp_path, pairs):
     tensors = Tensors(pytest.importorskip('torch'))
     expected = stitch(tmp_path / 'arrays', pairs=pairs)
-    found = stitch(tmp_path / 'tensors', pairs=pairs, convert=tensors,
-                   memory_budget=None)
+    found = stitch(tmp_path / 'tensors', pairs=pairs, convert=tensors)
     assert len(tensors.made) == 2 * len(IMAGES) * len(PAIRS)
     tensors.check_unchanged()
     assert read_bytes(found) == read_bytes(expected)

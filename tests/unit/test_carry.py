@@ -8,6 +8,7 @@ from cocoseg.errors import CoverageError
 from cocoseg.protocols import FailingSink, MemorySink
 from cocoseg.stitch.budget import MemoryBudget
 from cocoseg.stitch.carry import CarryCanvas
+from cocoseg.stitch.intake import Item
 from cocoseg.stitch.lanes import find_lanes
 from cocoseg.stitch.coverage import Coverage
 from cocoseg.stitch.layers import Disagreement
@@ -17,6 +18,11 @@ from ..strategies import blend_model
 FLOAT_TOLERANCE = 2e-6  # of the largest value
 # 4 x 5 windows each; in the second one every pixel inside is in 9 of them.
 LATTICES = [WindowGrid((36, 44), window=12, overlap=4), WindowGrid((24, 28), window=12, overlap=8)]
+
+
+def as_items(windows):
+    """Return windows as a stitcher hands them on, clipped and without weights."""
+    return [Item(window, window, None, None) for window in windows]
 
 
 def make_data(windows, n_bands=2, seed=0, low=0.0, high=1.0):
@@ -304,22 +310,22 @@ def test_the_next_window_is_the_next_of_the_grid(name):
     for window in grid:
         inside = window.clip(grid.shape)
         assert canvas.next_window == inside
-        assert canvas.match([inside]) == 1
+        assert canvas.match(as_items([inside])) == 1
         assert canvas.add([np.zeros((1, *inside.shape), 'f4')]) == 1
-        assert canvas.match([inside]) == 0
-    assert canvas.next_window is None and canvas.match([]) == 0
+        assert canvas.match(as_items([inside])) == 0
+    assert canvas.next_window is None
 
 
 def test_windows_of_one_row_match_up_to_its_end():
     canvas, _ = make_canvas(LATTICES[0])
     windows = list(LATTICES[0])
-    assert canvas.match(windows) == 5
-    assert canvas.match(windows[:3]) == 3
-    assert canvas.match([windows[0], windows[2]]) == 1
-    assert canvas.match(windows[1:]) == canvas.match([]) == 0
+    assert canvas.match(as_items(windows)) == 5
+    assert canvas.match(as_items(windows[:3])) == 3
+    assert canvas.match(as_items([windows[0], windows[2]])) == 1
+    assert canvas.match(as_items(windows[1:])) == 0
     assert canvas.add([np.zeros((1, 12, 12), 'f4')] * 2) == 2
-    assert canvas.match(windows) == 0
-    assert canvas.match(windows[2:]) == 3
+    assert canvas.match(as_items(windows)) == 0
+    assert canvas.match(as_items(windows[2:])) == 3
 
 
 @pytest.mark.parametrize('num_threads', [1, 3])

@@ -1,4 +1,4 @@
-"""Forecasts: what a plan says it will hold is what a run holds, and what follows from its windows."""
+"""Forecasts: what a plan says is what a run shows, and what follows from its windows."""
 import math
 
 import numpy as np
@@ -47,6 +47,8 @@ OPTIONS = {
     'floats': {},
     'float64': {'dtype': 'float64'},
     'codes from float64': {'expected_minmax': (0, 1), 'dtype': 'float64'},
+    'codes of 32 bits from float64': {'expected_minmax': (0, 1), 'quantize_dtype': 'int32',
+                                      'dtype': 'float64'},
 }
 BLOCKSIZES = (16, 24, 64, 512)
 
