@@ -55,7 +55,7 @@ class PredictConfig(kwconf.Config):
         'further assets, such as class,mask,disagreement: the largest output, what is above '
         '0.5, and the deviation between windows'))
     memory_budget = kwconf.Value(None, type=float, help=(
-        'GiB of RAM for accumulation; what is beyond goes to memory-mapped files'))
+        'GiB of RAM for accumulation; what is beyond waits in files without a name'))
     resume = kwconf.Flag(False, help='take over the finished images of a run cut short')
 
     @run_command

@@ -10,7 +10,8 @@ Most windows have separable weights and no NaN. Such a window is a *term*: its
 weights are noted, and added up only when the block is finished, in cache and
 once, instead of in memory and for every window. A window with NaN, or with
 weights per pixel, settles the terms of its block into a weight plane first.
-The result is the same to the last bit.
+The sums and weights are the same to the last bit; where the terms of a block
+add up to 1 by their plan, the division is left out.
 """
 from __future__ import annotations
 
@@ -246,7 +247,7 @@ class BlockCanvas:
         tasks = []
         for index, (ya, xa, yb, xb), (by, bx) in parts:
             block = self._touch(index)
-            if block.plane is not None or not is_term or len(block.terms) == _MAX_TERMS:
+            if block.plane is not None or not is_term or len(block.terms) >= _MAX_TERMS:
                 self._settle(block)
             tasks.append((block, planes, factors, ya - by, xa - bx, ya - y0, xa - x0, yb - ya,
                           xb - xa))

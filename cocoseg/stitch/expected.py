@@ -2,7 +2,7 @@
 The declared windows of an image, and which of them are still to come.
 
 Two forms with one interface: a grid is known by its rows and columns, and
-costs a byte per window; any other list is a table.
+costs two bytes per window; any other list is a table.
 """
 from __future__ import annotations
 

@@ -10,9 +10,12 @@ import numpy as np
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.grid.windows import WindowGrid
+from cocoseg.stitch.canvas import check_dtype
 from cocoseg.stitch.carry import CarryCanvas
 from cocoseg.stitch.coverage import Coverage
+from cocoseg.stitch.intake import check_shape
 from cocoseg.stitch.lanes import find_lanes
+from cocoseg.stitch.quantize import Quantization
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class PlanReport:
             while windows come in this order and hold no NaN.
         peak_blocks (int): the most blocks that are begun at a time.
         peak_nbytes (int): the most bytes of sums and begun blocks. The
-            general engine takes up to 1/16 of the image more, in slabs.
+            general engine takes up to 1/16 of the image more, in slabs, and a
+            weight plane for blocks with NaN or more than 32 windows.
         image_nbytes (int): bytes of the whole image in the accumulator dtype.
 
     Example:
@@ -77,16 +81,22 @@ def describe_plan(plan, *, shape=None, n_bands=1, dtype='float32', quantize_dtyp
 
     Returns:
         PlanReport: figures that a run will show.
+
+    Raises:
+        OptionError: for a size or a dtype that a stitcher would refuse.
+        CoverageError: if a window lies outside the image.
     """
     windows = plan.windows
     if shape is None:
         shape = windows.shape if isinstance(windows, WindowGrid) else (
             max(window.y1 for window in windows), max(window.x1 for window in windows))
-    shape = tuple(shape[:2])
-    blocks, dtype = BlockGrid(shape, blocksize), np.dtype(dtype)
+    shape = check_shape(tuple(shape)[:2])[0]
+    n_bands = check_shape((*shape, n_bands))[1]
+    blocks, dtype = BlockGrid(shape, blocksize), check_dtype(dtype)
     is_masked = isinstance(windows, WindowGrid) and windows.area is not None
     lanes = None if is_masked else find_lanes(plan, shape, dtype)
-    out = dtype if quantize_dtype is None else np.dtype(quantize_dtype)
+    out = dtype if quantize_dtype is None else np.dtype(
+        Quantization(0, 1, np.dtype(quantize_dtype).name).dtype)
     # Codes of 32 bits are made of floats when a block is finished.
     out = out if out.itemsize <= 2 else dtype
     if lanes is not None:
@@ -94,6 +104,9 @@ def describe_plan(plan, *, shape=None, n_bands=1, dtype='float32', quantize_dtyp
     else:
         held, per_pixel = 0, dtype.itemsize
     peak_blocks, peak_pixels, n_windows, n_pixels = _simulate(windows, shape, blocks, lanes)
+    if lanes is None:
+        # Blocks at the far edges have as much room as the others.
+        peak_pixels = peak_blocks * blocks.get((0, 0)).core.area
     return PlanReport(
         shape=(*shape, n_bands), n_windows=n_windows, window_pixels=n_pixels,
         n_blocks=len(blocks), engine='general' if lanes is None else 'carry',

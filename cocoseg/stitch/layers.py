@@ -83,9 +83,9 @@ class Layer(Protocol):
         Make the block of the layer.
 
         ``mean`` is float32 or float64, shape (h, w, C), not finite where no
-        data; ``weights`` float (h, w) or (h, w, C); ``deviations`` float
-        (h, w, C), the weighted sums of squared deviations. None of them is
-        modified. Returns a new array (h, w, K), C-contiguous, as
+        data; ``weights`` float (h, w) or (h, w, C), or None where they are 1
+        and no deviations are needed; ``deviations`` float (h, w, C), the
+        weighted sums of squared deviations. None of them is modified. Returns a new array (h, w, K), C-contiguous, as
         ``describe(C, codec)`` says.
         """
 

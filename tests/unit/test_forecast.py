@@ -142,7 +142,8 @@ def check_run(windows, shape, n_bands=1, blocksize=16, **options):
         assert report.peak_nbytes == strips + peak_pixels * n_bands * per_value
         assert stitcher.peak_nbytes == report.peak_nbytes
     else:
-        assert report.peak_nbytes == peak_pixels * n_bands * itemsize
+        slot = min(blocksize, shape[0]) * min(blocksize, shape[1])
+        assert report.peak_nbytes == peak_blocks * slot * n_bands * itemsize
         most = max(sum(not block.core.intersect(window).is_empty for window in windows)
                    for block in BlockGrid(shape, blocksize))
         assert (report.peak_nbytes <= stitcher.peak_nbytes
@@ -262,3 +263,12 @@ def test_windows_outside_the_image_are_refused(windows, shape):
 def test_sizes_that_cannot_be_are_refused(options):
     with pytest.raises(OptionError, match='must be'):
         BlendPlan(WindowGrid((50, 50), 16)).describe(**options)
+
+
+@pytest.mark.parametrize('options', [
+    {'n_bands': 0}, {'n_bands': 1.5}, {'dtype': 'float16'}, {'dtype': 'int8'},
+    {'quantize_dtype': 'int64'}, {'quantize_dtype': 'float32'}, {'blocksize': 0},
+    {'shape': (0, 5)}])
+def test_what_a_stitcher_would_refuse_is_refused(options):
+    with pytest.raises(OptionError):
+        BlendPlan(WindowGrid((20, 20), 8, 2)).describe(**options)
