@@ -107,10 +107,7 @@ def _kernel_carry_encode(planes, n_bands, row_weights, column_weights, left, x_s
     return clipped
 
 
-# The kernel below does without slices: each costs an atomic count of references,
-# which is a third of the time of a row. Offsets are unsigned, because a signed
-# index may count from the end, and testing for that keeps loops from being
-# vectorised.
+# The kernel below goes by unsigned offsets of flat arrays, see stitch/kernels.py.
 
 @njit(inline='always', **_COMMON)
 def _combine_at(data, start, scale, columns, left, left_start, n_left, carry, carry_start,

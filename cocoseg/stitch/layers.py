@@ -85,8 +85,9 @@ class Layer(Protocol):
         ``mean`` is float32 or float64, shape (h, w, C), not finite where no
         data; ``weights`` float (h, w) or (h, w, C), or None where they are 1
         and no deviations are needed; ``deviations`` float (h, w, C), the
-        weighted sums of squared deviations. None of them is modified. Returns a new array (h, w, K), C-contiguous, as
-        ``describe(C, codec)`` says.
+        weighted sums of squared deviations. None of them is modified.
+        Returns a new array (h, w, K), C-contiguous, as ``describe(C, codec)``
+        says.
         """
 
 

@@ -326,8 +326,13 @@ def test_sphinx_builds_without_a_warning(tmp_path):
     assert (tmp_path / 'html' / 'index.html').exists()
 
 
-def test_readme_shows_the_stored_result():
+def test_pages_show_the_stored_results():
     report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
     result = json.loads(report['RESULT'].read_text())
     assert report['render_table'](result) in read_page('README.rst')
     assert f'medians of {result["rounds"]}' in read_page('README.rst')
+    stream = json.loads(report['STREAM'].read_text())
+    page = read_page('docs/explanation/performance.rst')
+    assert report['render_race'](stream['stream']) in page
+    assert report['render_goals'](stream) in page
+    assert f'medians of {stream["stream"]["rounds"]} ' in page
