@@ -26,7 +26,7 @@ from cocoseg.errors import CanvasError, OptionError
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.stitch.arena import Arena, FileArena, SpillFile
-from cocoseg.stitch.intake import as_planes
+from cocoseg.stitch.intake import as_planes, expand_weights
 from cocoseg.stitch.products import BlockValues
 
 _DTYPES = ('float32', 'float64')
@@ -238,7 +238,10 @@ class BlockCanvas:
             factors = (np.ascontiguousarray(rows, self.dtype),
                        np.ascontiguousarray(columns, self.dtype))
         else:
+            # Read-only ones stay the same array, which is expanded once.
             factors = np.ascontiguousarray(weights, self.dtype)
+        expanded = (None if self.per_band or type(factors) is tuple
+                    else expand_weights(factors, self.shape[2]))
         parts = list(self._blocks.iter_parts(y0, x0, y0 + height, x0 + width))
         is_term = (type(factors) is tuple and not self._has_deviations
                    and self._kernels._kernel_all_finite(planes))
@@ -249,8 +252,8 @@ class BlockCanvas:
             block = self._touch(index)
             if block.plane is not None or not is_term or len(block.terms) >= _MAX_TERMS:
                 self._settle(block)
-            tasks.append((block, planes, factors, ya - by, xa - bx, ya - y0, xa - x0, yb - ya,
-                          xb - xa))
+            tasks.append((block, planes, factors, expanded, ya - by, xa - bx, ya - y0, xa - x0,
+                          yb - ya, xb - xa))
         if self._budget is not None:
             self._budget.keep(self, {part[0] for part in parts})
         if self._pool is None or len(tasks) == 1 or data.size < _LEAST_SHARED:
@@ -262,7 +265,7 @@ class BlockCanvas:
             invalid = self._add_part(*tasks[0]) + sum(future.result() for future in futures)
         return height * width - invalid, invalid
 
-    def _add_part(self, block, planes, factors, y, x, dy, dx, height, width):
+    def _add_part(self, block, planes, factors, expanded, y, x, dy, dx, height, width):
         """Add (height, width) px at (dy, dx) of a window at (y, x) of a block."""
         kernels, place = self._kernels, (y, x, planes, dy, dx, height, width)
         is_separable = type(factors) is tuple
@@ -274,10 +277,10 @@ class BlockCanvas:
             self._add_deviations(block, place, factors)
         if is_separable and not self.per_band:
             return kernels._kernel_add(block.sums, block.plane, *place, *factors)
-        if is_separable:
-            factors = factors[0][:, None] * factors[1]
-        add = kernels._kernel_add_bands if self.per_band else kernels._kernel_add_dense
-        return add(block.sums, block.plane, *place, factors)
+        if self.per_band:
+            dense = factors[0][:, None] * factors[1] if is_separable else factors
+            return kernels._kernel_add_bands(block.sums, block.plane, *place, dense)
+        return kernels._kernel_add_dense(block.sums, block.plane, *place, factors, expanded)
 
     @staticmethod
     def _add_deviations(block, place, factors):

@@ -61,6 +61,49 @@ def as_planes(data, dtype):
     return np.ascontiguousarray(data, dtype).reshape(1, height, width * n_bands)
 
 
+class _ById:
+    """An array as the key of a cache, which keeps it alive."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __eq__(self, other):
+        return self.array is other.array
+
+    def __hash__(self):
+        return id(self.array)
+
+
+@functools.lru_cache(maxsize=8)
+def _expand_shared(key, n_bands):
+    return _expand(key.array, n_bands)
+
+
+def _expand(weights, n_bands):
+    from cocoseg.stitch import kernels
+    expanded = np.empty((weights.shape[0], weights.shape[1] * n_bands), weights.dtype)
+    kernels._kernel_expand(weights, n_bands, expanded)
+    return expanded
+
+
+def expand_weights(weights, n_bands):
+    """
+    Return weights (h, w) repeated for every band, (h, w * C); never to be modified.
+
+    Arrays that nobody can change, such as edge weights, which come for every
+    window, are expanded once.
+
+    Example:
+        >>> expand_weights(np.array([[1.0, 2.0]]), 2).tolist()
+        [[1.0, 1.0, 2.0, 2.0]]
+    """
+    if n_bands == 1:
+        return weights
+    if weights.flags.owndata and not weights.flags.writeable:
+        return _expand_shared(_ById(weights), n_bands)
+    return _expand(weights, n_bands)
+
+
 def check_shape(shape):
     """
     Return ((H, W), C or None) of a shape of whole numbers.

@@ -225,25 +225,47 @@ def _kernel_add(sums, weights, y0, x0, planes, dy, dx, height, width, row_weight
 
 
 @njit(**_COMMON)
-def _kernel_add_dense(sums, weights, y0, x0, planes, dy, dx, height, width, window_weights):
-    """As :func:`_kernel_add`, with one weight per pixel, window_weights (h, w)."""
-    n_bands = planes.shape[2] * planes.shape[0] // window_weights.shape[1]
+def _kernel_expand(weights, n_bands, out):
+    """Repeat each weight of (h, w) for every band, to out (h, w*C)."""
+    for y in range(weights.shape[0]):
+        for x in range(weights.shape[1]):
+            for band in range(n_bands):
+                out[y, x * n_bands + band] = weights[y, x]
+
+
+@njit(**_COMMON)
+def _kernel_add_dense(sums, weights, y0, x0, planes, dy, dx, height, width, window_weights,
+                      expanded):
+    """
+    As :func:`_kernel_add`, with one weight per pixel.
+
+    window_weights (h, w), and expanded (h, w*C), the same for every band.
+    """
+    n_bands = expanded.shape[1] // window_weights.shape[1]
     scratch = np.empty(width * n_bands, planes.dtype)
+    flat_sums, flat_weights = sums.reshape(-1), weights.reshape(-1)
+    flat_expanded, flat_factors = expanded.reshape(-1), window_weights.reshape(-1)
+    size, n_pixels, none = np.uint64(width * n_bands), np.uint64(width), np.uint64(0)
     invalid = 0
     for y in range(height):
-        sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
-        weight_row = weights[y0 + y, x0:x0 + width]
-        factors = window_weights[dy + y, dx:dx + width]
+        _prefetch_row(planes, dy + y + _AHEAD, dx, dx + width, n_bands)
+        _prefetch_part(sums, y0 + y + _AHEAD, x0 * n_bands, (x0 + width) * n_bands)
         row = _get_row(planes, dy + y, dx, dx + width, n_bands, scratch)
-        if _all_finite(row):
-            for x in range(width):
-                for k in range(x * n_bands, (x + 1) * n_bands):
-                    sum_row[k] += row[k] * factors[x]
-            for x in range(width):
-                weight_row[x] += factors[x]
+        if _is_finite_at(row, none, size):
+            start = np.uint64((y0 + y) * sums.shape[1] + x0 * n_bands)
+            source = np.uint64((dy + y) * expanded.shape[1] + dx * n_bands)
+            for k in range(size):
+                flat_sums[start + k] += row[k] * flat_expanded[source + k]
+            start = np.uint64((y0 + y) * weights.shape[1] + x0)
+            source = np.uint64((dy + y) * window_weights.shape[1] + dx)
+            for x in range(n_pixels):
+                flat_weights[start + x] += flat_factors[source + x]
         else:
+            sum_row = sums[y0 + y, x0 * n_bands:(x0 + width) * n_bands]
+            weight_row = weights[y0 + y, x0:x0 + width]
             for x in range(width):
-                invalid += _add_pixel(sum_row, weight_row, row, x, n_bands, factors[x])
+                invalid += _add_pixel(sum_row, weight_row, row, x, n_bands,
+                                      window_weights[dy + y, dx + x])
     return invalid
 
 

@@ -41,8 +41,8 @@ def render_race(race):
     return render_rows(['contestant', 'seconds', 'MPix/s', 'kwarray / it'], [
         (race['labels'][name], f'{row["total_s"]:.2f}',
          f'{race["size"] ** 2 / row["total_s"] / 1e6:.0f}', f'{base / row["total_s"]:.1f} x')
-        for name, row in sorted(race['medians'].items(), key=lambda pair: pair[1]['total_s'])
-        if name in race['labels']])
+        for name, row in sorted(((name, race['medians'][name]) for name in race['labels']),
+                                key=lambda pair: pair[1]['total_s'])])
 
 
 def render_goals(result):

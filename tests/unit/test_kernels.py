@@ -105,7 +105,7 @@ def test_add_dense(dtype, n_bands, pattern):
     for rng, data, crop, place in iter_cases(n_bands, dtype, pattern):
         actual, expected = start_canvas(rng, n_bands, dtype)
         weights = rng.rand(*data.shape[:2]).astype(dtype) * (rng.rand(*data.shape[:2]) > 0.1)
-        invalid = kernels._kernel_add_dense(*actual, *place, weights)
+        invalid = add_dense(*actual, *place, weights)
         assert invalid == reference_add(*expected, *place[:2], data[crop], weights[crop])
         assert_same_bits(actual, expected)
 
@@ -146,9 +146,15 @@ def test_all_finite(dtype, pattern):
         assert kernels._kernel_all_finite(place[2]) == np.isfinite(data).all()
 
 
+def add_dense(sums, weights, *args):
+    """Add with one weight per pixel, also expanded."""
+    expanded = np.repeat(args[-1], sums.shape[1] // weights.shape[1], axis=1)
+    return kernels._kernel_add_dense(sums, weights, *args, expanded)
+
+
 ADDERS = {
     'separable': (kernels._kernel_add, lambda rows, columns: (rows, columns)),
-    'dense': (kernels._kernel_add_dense, lambda rows, columns: (rows[:, None] * columns,)),
+    'dense': (add_dense, lambda rows, columns: (rows[:, None] * columns,)),
     'bands': (kernels._kernel_add_bands, lambda rows, columns: (rows[:, None] * columns,)),
 }
 
@@ -209,6 +215,10 @@ def test_a_value_that_its_weight_makes_infinite_is_not_invalid(dtype):
 def test_expand(dtype, n_bands):
     weights = np.random.RandomState(0).rand(7).astype(dtype)
     assert np.array_equal(kernels._expand(weights, n_bands), np.repeat(weights, n_bands))
+    dense = np.random.RandomState(1).rand(4, 7).astype(dtype)
+    out = np.empty((4, 7 * n_bands), dtype)
+    kernels._kernel_expand(dense, n_bands, out)
+    assert np.array_equal(out, np.repeat(dense, n_bands, axis=1))
 
 
 @pytest.mark.parametrize('layout', ['last', 'first'])
