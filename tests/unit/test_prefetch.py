@@ -482,13 +482,18 @@ def test_an_interrupt_wakes_the_consumer():
         finally:
             closed.set()
     found = []
-    with prefetch(source(), 1) as items:
-        with pytest.raises(KeyboardInterrupt):
-            found.extend(items)
-            assert gate.wait(PATIENCE)
-        # The source is still at it: nobody waited for it.
-        assert not closed.is_set()
-        gate.set()
+    # A job in the background of a shell is started with interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with prefetch(source(), 1) as items:
+            with pytest.raises(KeyboardInterrupt):
+                found.extend(items)
+                assert gate.wait(PATIENCE)
+            # The source is still at it: nobody waited for it.
+            assert not closed.is_set()
+            gate.set()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert closed.is_set() and list(items) == [] and 1 not in found
 
 
