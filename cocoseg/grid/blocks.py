@@ -123,3 +123,21 @@ class BlockGrid:
             for column in range(x0 // width, -(-x1 // width)):
                 bx = column * width
                 yield ((row, column), (ya, max(x0, bx), yb, min(x1, bx + width)), (by, bx))
+
+    def iter_slices(self, window):
+        """
+        Yield where a window inside the image meets each block that it touches.
+
+        Yields:
+            tuple: index of the block, the common part as slices of the block,
+            and the same as slices of the window.
+
+        Example:
+            >>> for found in BlockGrid((5, 7), block=4).iter_slices(Window(1, 3, 2, 5)):
+            ...     print(*found)
+            (0, 0) (slice(1, 2, None), slice(3, 4, None)) (slice(0, 1, None), slice(0, 1, None))
+            (0, 1) (slice(1, 2, None), slice(0, 1, None)) (slice(0, 1, None), slice(1, 2, None))
+        """
+        for index, part, (y, x) in self.iter_parts(window.y0, window.x0, window.y1, window.x1):
+            common = Window(*part)
+            yield index, common.shift(-y, -x).slices, common.within(window).slices

@@ -434,14 +434,11 @@ class BlockCanvas:
         sums = np.zeros((height, width, n_bands), self.dtype)
         weights = np.zeros((height, width, n_bands if self.per_band else 1), self.dtype)
         deviations = np.zeros_like(sums) if self._has_deviations else None
-        for index, (ya, xa, yb, xb), (by, bx) in self._blocks.iter_parts(
-                window.y0, window.x0, window.y1, window.x1):
+        for index, source, target in self._blocks.iter_slices(window):
             if index not in self._live and index not in self._spilled:
                 continue
             block = self._touch(index)
             self._settle(block)
-            source = (slice(ya - by, yb - by), slice(xa - bx, xb - bx))
-            target = (slice(ya - window.y0, yb - window.y0), slice(xa - window.x0, xb - window.x0))
             for out, array in ((sums, block.sums), (weights, block.plane),
                                (deviations, block.deviations)):
                 if array is not None:

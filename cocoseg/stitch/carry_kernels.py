@@ -1,8 +1,8 @@
 """
 Compiled inner loops of the carry strip; see :mod:`cocoseg.stitch.carry`.
 
-Both kernels make values of a rectangle of one window: its data by its
-weights, plus what the windows to the left and above have left behind. Inputs
+The kernels make values of a rectangle of one window, or of all of it: its data
+by its weights, plus what the windows to the left and above have left behind. Inputs
 and outputs never overlap, so that rectangles can be done in any order and at
 the same time, and a window can be given up half-way.
 """
@@ -14,105 +14,19 @@ from cocoseg.stitch.kernels import _AHEAD, _all_finite, _get_row, _prefetch_row
 # As in stitch/kernels.py: no 'nnan', 'ninf' or 'nsz'.
 _FAST = {'contract', 'reassoc'}
 _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
+# Innermost loops go by unsigned offsets of flat arrays, see stitch/kernels.py.
+_NONE = np.uint64(0)
 
-@njit(inline='always', **_COMMON)
-def _combine_row(row, scale, columns, left, carry, out):
-    """Write a flat row times its weights to out, plus left (its first values) and carry."""
-    first, last = out[:left.shape[0]], out[left.shape[0]:]
-    for k in range(first.shape[0]):
-        first[k] = row[k] * (scale * columns[k]) + left[k]
-    row, columns = row[left.shape[0]:], columns[left.shape[0]:]
-    for k in range(last.shape[0]):
-        last[k] = row[k] * (scale * columns[k])
-    for k in range(carry.shape[0]):
-        out[k] += carry[k]
-
-
-@njit(fastmath=_FAST, **_COMMON)
-def _kernel_carry(planes, n_bands, row_weights, column_weights, left, x_shared, carry, y_shared,
-                  carry_start, ya, xa, yb, xb, out, out_y, out_x):
-    """
-    Write a rectangle of a window, rows ya to yb and columns xa to xb, to out.
-
-    planes (P, h, n); row_weights (h,); column_weights (w*C,); left (h, n) whose
-    first x_shared columns are added; carry (n, W*C) whose first y_shared rows
-    are added, the window beginning at carry_start, px; out (n, m*C), from
-    (out_y, out_x). Returns False, with part of it written, if a value is not
-    finite.
-    """
-    size = (xb - xa) * n_bands
-    scratch = np.empty(size, planes.dtype)
-    columns = column_weights[xa * n_bands:xb * n_bands]
-    n_left = max(min(xb, x_shared) - xa, 0) * n_bands
-    for y in range(ya, yb):
-        _prefetch_row(planes, y + _AHEAD, xa, xb, n_bands)
-        row = _get_row(planes, y, xa, xb, n_bands, scratch)
-        if not _all_finite(row):
-            return False
-        n_carry = size if y < y_shared else 0
-        _combine_row(row, row_weights[y], columns, left[y, xa * n_bands:xa * n_bands + n_left],
-                     carry[y % carry.shape[0], (carry_start + xa) * n_bands:][:n_carry],
-                     out[out_y + y - ya, out_x * n_bands:out_x * n_bands + size])
-    return True
-
-
-@njit(fastmath=_FAST, **_COMMON)
-def _encode_finite(row, values, out, code):
-    """
-    Write values made of a row of data as codes; return the clipped ones, or -1.
-
-    code: (low, high, scale, quant_min). The same arithmetic as
-    :func:`cocoseg.stitch.kernels._kernel_encode`, for codes of at most 16
-    bits. All is done as if it were in the range, and looked at again only if
-    it was not. -1: the row is not finite.
-    """
-    low, high, scale, quant_min = code
-    margin = 0.5 / scale if scale > 0 else 0.0
-    first_code = np.int32(quant_min)
-    is_odd = False
-    for k in range(values.shape[0]):
-        value = np.float64(values[k])
-        # Also true of NaN.
-        is_odd |= not ((low - value <= margin) & (value - high <= margin))
-        value = min(max(value, low), high)
-        out[k] = np.int32(np.rint((value - low) * scale)) + first_code
-    if not is_odd:
-        return 0
-    return _count_clipped(values, low, high, margin) if _all_finite(row) else -1
-
-
-@njit(fastmath=_FAST, **_COMMON)
-def _kernel_carry_encode(planes, n_bands, row_weights, column_weights, left, x_shared, carry,
-                         y_shared, carry_start, ya, xa, yb, xb, out, out_y, out_x, code):
-    """
-    As :func:`_kernel_carry`, as integer codes; return the clipped values, or -1.
-
-    code: (low, high, scale, quant_min), see :func:`_encode_finite`.
-    """
-    size = (xb - xa) * n_bands
-    scratch, values = np.empty(size, planes.dtype), np.empty(size, planes.dtype)
-    columns = column_weights[xa * n_bands:xb * n_bands]
-    n_left = max(min(xb, x_shared) - xa, 0) * n_bands
-    clipped = 0
-    for y in range(ya, yb):
-        _prefetch_row(planes, y + _AHEAD, xa, xb, n_bands)
-        row = _get_row(planes, y, xa, xb, n_bands, scratch)
-        n_carry = size if y < y_shared else 0
-        _combine_row(row, row_weights[y], columns, left[y, xa * n_bands:xa * n_bands + n_left],
-                     carry[y % carry.shape[0], (carry_start + xa) * n_bands:][:n_carry], values)
-        done = _encode_finite(row, values, out[out_y + y - ya, out_x * n_bands:], code)
-        if done < 0:
-            return -1
-        clipped += done
-    return clipped
-
-
-# The kernel below goes by unsigned offsets of flat arrays, see stitch/kernels.py.
 
 @njit(inline='always', **_COMMON)
 def _combine_at(data, start, scale, columns, left, left_start, n_left, carry, carry_start,
                 n_carry, size, out):
-    """Do the same as :func:`_combine_row` at offsets of flat arrays."""
+    """
+    Write a row of data times its weights to out, plus what was left for it.
+
+    The first n_left values get left, the first n_carry get carry; all arrays
+    are flat, and read from an offset.
+    """
     for k in range(n_left):
         out[k] = data[start + k] * (scale * columns[k]) + left[left_start + k]
     for k in range(n_left, size):
@@ -123,10 +37,16 @@ def _combine_at(data, start, scale, columns, left, left_start, n_left, carry, ca
 
 @njit(inline='always', **_COMMON)
 def _encode_at(values, start, size, out, out_start, low, high, scale, first_code, margin):
-    """Do the same as :func:`_encode_finite` at offsets; return True to look again."""
+    """
+    Write values as codes; return True if one was clipped or is not finite.
+
+    The same arithmetic as :func:`cocoseg.stitch.kernels._kernel_encode`, for
+    codes of at most 16 bits: all is done as if it were in the range.
+    """
     is_odd = False
     for k in range(size):
         value = np.float64(values[start + k])
+        # Also true of NaN.
         is_odd |= not ((low - value <= margin) & (value - high <= margin))
         value = min(max(value, low), high)
         out[out_start + k] = np.int32(np.rint((value - low) * scale)) + first_code
@@ -157,6 +77,65 @@ def _count_clipped(values, low, high, margin):
 
 
 @njit(fastmath=_FAST, **_COMMON)
+def _kernel_carry(planes, n_bands, row_weights, column_weights, left, x_shared, carry, y_shared,
+                  carry_start, ya, xa, yb, xb, out, out_y, out_x):
+    """
+    Write a rectangle of a window, rows ya to yb and columns xa to xb, to out.
+
+    planes (P, h, n); row_weights (h,); column_weights (w*C,); left (h, n) whose
+    first x_shared columns are added; carry (n, W*C) whose first y_shared rows
+    are added, the window beginning at carry_start, px; out (n, m*C), from
+    (out_y, out_x). Returns False, with part of it written, if a value is not
+    finite.
+    """
+    size = (xb - xa) * n_bands
+    scratch = np.empty(size, planes.dtype)
+    columns = column_weights[xa * n_bands:xb * n_bands]
+    n_left, length = np.uint64(max(min(xb, x_shared) - xa, 0) * n_bands), np.uint64(size)
+    for y in range(ya, yb):
+        _prefetch_row(planes, y + _AHEAD, xa, xb, n_bands)
+        row = _get_row(planes, y, xa, xb, n_bands, scratch)
+        if not _all_finite(row):
+            return False
+        _combine_at(row, _NONE, row_weights[y], columns, left[y, xa * n_bands:], _NONE, n_left,
+                    carry[y % carry.shape[0], (carry_start + xa) * n_bands:], _NONE,
+                    length if y < y_shared else _NONE, length,
+                    out[out_y + y - ya, out_x * n_bands:])
+    return True
+
+
+@njit(fastmath=_FAST, **_COMMON)
+def _kernel_carry_encode(planes, n_bands, row_weights, column_weights, left, x_shared, carry,
+                         y_shared, carry_start, ya, xa, yb, xb, out, out_y, out_x, code):
+    """
+    As :func:`_kernel_carry`, as integer codes; return the clipped values, or -1.
+
+    code: (low, high, scale, quant_min), see :func:`_encode_at`.
+    """
+    low, high, scale, quant_min = code
+    margin = 0.5 / scale if scale > 0 else 0.0
+    first_code = np.int32(quant_min)
+    size = (xb - xa) * n_bands
+    scratch, values = np.empty(size, planes.dtype), np.empty(size, planes.dtype)
+    columns = column_weights[xa * n_bands:xb * n_bands]
+    n_left, length = np.uint64(max(min(xb, x_shared) - xa, 0) * n_bands), np.uint64(size)
+    clipped = 0
+    for y in range(ya, yb):
+        _prefetch_row(planes, y + _AHEAD, xa, xb, n_bands)
+        row = _get_row(planes, y, xa, xb, n_bands, scratch)
+        _combine_at(row, _NONE, row_weights[y], columns, left[y, xa * n_bands:], _NONE, n_left,
+                    carry[y % carry.shape[0], (carry_start + xa) * n_bands:], _NONE,
+                    length if y < y_shared else _NONE, length, values)
+        if _encode_at(values, _NONE, length, out[out_y + y - ya, out_x * n_bands:], _NONE, low,
+                      high, scale, first_code, margin):
+            done = _count_clipped(values, low, high, margin)
+            if done < 0:
+                return -1
+            clipped += done
+    return clipped
+
+
+@njit(fastmath=_FAST, **_COMMON)
 def _kernel_carry_window(inputs, y_shared, carry_start, rows, columns, blocks, corner, carry_out,
                          left_out, code):
     """
@@ -168,7 +147,7 @@ def _kernel_carry_window(inputs, y_shared, carry_start, rows, columns, blocks, c
     ready), what to do, where the lower blocks begin, and how many rows become
     final; columns: (split, ready, stop) likewise. blocks: above left, above
     right, below left, below right; corner: where the window begins in the
-    first; code: see :func:`_encode_finite`. Returns the clipped values of each
+    first; code: see :func:`_kernel_carry_encode`. Returns the clipped values of each
     block; -1 first if a value is not finite.
     """
     planes, n_bands, row_weights, column_weights, left, x_shared, carry = inputs
@@ -177,7 +156,7 @@ def _kernel_carry_window(inputs, y_shared, carry_start, rows, columns, blocks, c
     margin = 0.5 / scale if scale > 0 else 0.0
     first_code = np.int32(quant_min)
     split, ready, size = [np.uint64(x * n_bands) for x in columns]
-    n_left, none = np.uint64(x_shared * n_bands), np.uint64(0)
+    n_left = np.uint64(x_shared * n_bands)
     data, flat_left, flat_carry = planes.reshape(-1), left.reshape(-1), carry.reshape(-1)
     flat_left_out, flat_carry_out = left_out.reshape(-1), carry_out.reshape(-1)
     above0, above1, below0, below1 = blocks
@@ -190,32 +169,32 @@ def _kernel_carry_window(inputs, y_shared, carry_start, rows, columns, blocks, c
         left_row = np.uint64(y * left.shape[1])
         carry_row = np.uint64(y * carry.shape[1] + carry_start * n_bands)
         # What is left for the window on the right gets the carry there.
-        n_carry = ready if y < y_shared else none
+        n_carry = ready if y < y_shared else _NONE
         if planes.shape[0] == 1:
             _combine_at(data, np.uint64(y) * size, row_weights[y], column_weights, flat_left,
                         left_row, n_left, flat_carry, carry_row, n_carry, size, values)
         else:
             row = _get_row(planes, y, 0, columns[2], n_bands, scratch)
-            _combine_at(row, none, row_weights[y], column_weights, flat_left, left_row, n_left,
+            _combine_at(row, _NONE, row_weights[y], column_weights, flat_left, left_row, n_left,
                         flat_carry, carry_row, n_carry, size, values)
         if not _move_at(values, ready, size - ready, flat_left_out, left_row):
             return (-1, 0, 0, 0)
         if y >= y_ready:
             carry_row = np.uint64((y - y_ready) * carry.shape[1] + carry_start * n_bands)
-            if not _move_at(values, none, ready, flat_carry_out, carry_row):
+            if not _move_at(values, _NONE, ready, flat_carry_out, carry_row):
                 return (-1, 0, 0, 0)
             continue
         if y < y_split:
             start0 = np.uint64((corner[0] + y) * above0.shape[1] + corner[1] * n_bands)
             start1 = np.uint64((corner[0] + y) * above1.shape[1])
-            is_odd = _encode_at(values, none, split, top0, start0, low, high, scale, first_code,
+            is_odd = _encode_at(values, _NONE, split, top0, start0, low, high, scale, first_code,
                                 margin)
             is_odd |= _encode_at(values, split, ready - split, top1, start1, low, high, scale,
                                  first_code, margin)
         else:
             start0 = np.uint64((y - y_split) * below0.shape[1] + corner[1] * n_bands)
             start1 = np.uint64((y - y_split) * below1.shape[1])
-            is_odd = _encode_at(values, none, split, bottom0, start0, low, high, scale, first_code,
+            is_odd = _encode_at(values, _NONE, split, bottom0, start0, low, high, scale, first_code,
                                 margin)
             is_odd |= _encode_at(values, split, ready - split, bottom1, start1, low, high, scale,
                                  first_code, margin)

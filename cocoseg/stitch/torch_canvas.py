@@ -232,10 +232,7 @@ class TorchCanvas:
         sums = np.zeros((*window.shape, n_bands), self.dtype)
         weights = np.zeros((*window.shape, n_bands if self.per_band else 1), self.dtype)
         deviations = np.zeros_like(sums) if self._has_deviations else None
-        for index, (ya, xa, yb, xb), (by, bx) in self._blocks.iter_parts(
-                window.y0, window.x0, window.y1, window.x1):
-            source = (slice(ya - by, yb - by), slice(xa - bx, xb - bx))
-            target = (slice(ya - window.y0, yb - window.y0), slice(xa - window.x0, xb - window.x0))
+        for index, source, target in self._blocks.iter_slices(window):
             for out, tensor in zip((sums, weights, deviations), self._live.get(index, ())):
                 if tensor is not None:
                     out[target] = tensor[source].cpu().numpy()
