@@ -29,7 +29,7 @@ _HOMES = {
     'cocoseg.stitch.layers': ['ClassMap', 'Disagreement', 'ThresholdMask'],
     'cocoseg.stitch.quantize': ['Quantization', 'quantize_image'],
     'cocoseg.engine.prefetch': ['predict_windows'],
-    'cocoseg.io.cog': ['write_cog'],
+    'cocoseg.io.cog': ['CogWriter', 'write_cog'],
     'cocoseg.io.verify': ['verify_cog'],
     'cocoseg.io.queue': ['WriterQueue'],
     'cocoseg.coco.manager': ['CocoStitchingManager'],

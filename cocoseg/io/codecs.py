@@ -1,6 +1,7 @@
 """
-Compression options, checked against what this GDAL can really do.
+Compression options, checked against what the writer can really do.
 
+Cloud-Optimized GeoTIFFs are compressed by imagecodecs, plain TIFFs by GDAL.
 GDAL only warns about an unknown option and then writes an uncompressed file;
 here a wrong option is an error before anything is written.
 """
@@ -27,7 +28,9 @@ _LEVEL_OPTIONS = {
     'LERC_DEFLATE': 'ZLEVEL', 'LZMA': 'LZMA_PRESET'}
 # The fastest ZSTD level loses 2 to 15 % of size against level 9, at an eighth of its time.
 _DEFAULT_LEVELS = {'ZSTD': 1, 'LERC_ZSTD': 1}
-_PREDICTOR_NAMES = {1: 'NO', 2: 'STANDARD', 3: 'FLOATING_POINT'}
+# Numbers of TIFF's compression tag. LERC has its second codec in a tag of its own.
+_TAGS = {'NONE': 1, 'LZW': 5, 'DEFLATE': 8, 'LZMA': 34925, 'ZSTD': 50000, 'LERC': 34887,
+         'LERC_DEFLATE': 34887, 'LERC_ZSTD': 34887}
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ class Codec:
             level (int | None): effort of the codec; None for the default.
             predictor (str | int | None): 'auto', 1 (or None), 2 or 3.
             dtype (np.dtype): of the pixels.
-            driver (str): GDAL driver that writes, 'COG' or 'GTiff'.
+            driver (str): what writes: 'COG' is ours, 'GTiff' GDAL's.
 
         Returns:
             Codec: the checked values.
 
         Raises:
-            OptionError: if GDAL does not have the codec, or an option does
-                not fit it.
+            OptionError: if the writer does not have the codec, or an option
+                does not fit it.
 
         Example:
             >>> from cocoseg.io.codecs import Codec
@@ -75,15 +78,10 @@ class Codec:
         name = _coerce_name(compress, driver)
         return cls(name, _coerce_level(name, level), _coerce_predictor(name, predictor, dtype))
 
-    def cog_options(self):
-        """Return creation options for GDAL's COG driver."""
-        options = [f'COMPRESS={self.name}', f'OVERVIEW_COMPRESS={self.name}']
-        if self.name in _WITH_PREDICTOR:
-            predictor = _PREDICTOR_NAMES[self.predictor]
-            options += [f'PREDICTOR={predictor}', f'OVERVIEW_PREDICTOR={predictor}']
-        if self.level is not None:
-            options.append(f'LEVEL={self.level}')
-        return options
+    @property
+    def tag(self):
+        """Number of the compression in a TIFF."""
+        return _TAGS[self.name]
 
     def gtiff_options(self):
         """Return creation options for GDAL's GTiff driver."""
@@ -97,18 +95,22 @@ class Codec:
 
 def list_codecs(driver='COG'):
     """
-    List the lossless codecs that a driver of this GDAL has.
+    List the lossless codecs of a writer: imagecodecs for COG, else GDAL.
 
     Args:
         driver (str): 'COG' or 'GTiff'.
 
     Returns:
-        list[str]: GDAL's names.
+        list[str]: their names, as GDAL spells them.
 
     Example:
         >>> from cocoseg.io.codecs import list_codecs
         >>> assert {'NONE', 'DEFLATE', 'LZW'} <= set(list_codecs())
     """
+    if driver == 'COG':
+        import imagecodecs
+        return [name for name in _TAGS
+                if all(getattr(imagecodecs, part).available for part in name.split('_'))]
     gdal = require_gdal()
     text = gdal.GetDriverByName(driver).GetMetadataItem('DMD_CREATIONOPTIONLIST')
     values = ElementTree.fromstring(text).findall("Option[@name='COMPRESS']/Value")
@@ -125,8 +127,8 @@ def _coerce_name(compress, driver):
             f'compress={compress!r} changes pixel values; use a lossless one of {known}')
     if name not in known:
         raise OptionError(
-            f'compress={compress!r} is unknown to the {driver} driver of GDAL '
-            f'{require_gdal().__version__}; use one of {known}')
+            f'compress={compress!r} is unknown, or not in this build of '
+            f'{"imagecodecs" if driver == "COG" else "GDAL"}; use one of {known}')
     return name
 
 

@@ -1,31 +1,245 @@
 """
-Write one array as one Cloud-Optimized GeoTIFF.
+Write Cloud-Optimized GeoTIFFs: block by block, or from an array.
 
-The overviews are computed here, on an exact grid and without the nodata
-pixels, and handed to GDAL, which then writes the file in one pass. The file
-appears under its name only when it is complete, on the disk and verified.
+:class:`CogWriter` takes finished blocks in any order and compresses them as
+they come (:mod:`cocoseg.io.pyramid`); when all are there, the file is put
+together from its parts (:mod:`cocoseg.io.tiff`), flushed, verified, and only
+then gets its name. GDAL judges such files, it does not write them.
 """
 from __future__ import annotations
 
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from cocoseg.errors import AssetWriteError, CogError, OptionError
+from cocoseg.errors import CocosegError, CogError, ImageClosedError, OptionError
+from cocoseg.grid.window import Window
 from cocoseg.io.codecs import Codec
-from cocoseg.io.commit import atomic_write
-from cocoseg.io.dataset import RasterMeta, as_pixels, fill_overviews, memory_dataset
-from cocoseg.io.gdal_gate import close_dataset, gdal_errors_as_exceptions, require_gdal
-from cocoseg.io.overviews import check_method, compute_overview_shapes
+from cocoseg.io.commit import as_write_error, atomic_write, refusing
+from cocoseg.io.dataset import RasterMeta, as_bands, check_dtype
+from cocoseg.io.overviews import check_method
+from cocoseg.io.pyramid import PyramidEncoder
+from cocoseg.io.tile_spool import write_all
 from cocoseg.io.verify import CogReport, verify_cog
 
-__all__ = ['CogReport', 'write_cog']
+__all__ = ['CogReport', 'CogWriter', 'write_cog']
+
+_INTERLEAVES = ('pixel', 'band')
+
+
+@dataclasses.dataclass(frozen=True)
+class CogOptions:
+    """
+    How a file is laid out, checked.
+
+    Attributes:
+        codec (Codec): compression.
+        blocksize (int): side of a tile, px.
+        overviews (str | None): how they are made; None for none.
+        interleave (str): 'pixel' or 'band'.
+        bigtiff (bool | None): None where it is needed.
+        num_threads (int): threads that compress.
+    """
+
+    codec: Codec
+    blocksize: int = 256
+    overviews: str | None = 'average'
+    interleave: str = 'pixel'
+    bigtiff: bool | None = None
+    num_threads: int = 1
+
+    @classmethod
+    def coerce(cls, dtype, *, compress='ZSTD', level=None, predictor='auto', blocksize=256,
+               overviews='average', interleave='pixel', bigtiff=None, num_threads=None):
+        """
+        Check options of :func:`write_cog`, which are described there.
+
+        Raises:
+            OptionError: if one cannot be honoured.
+
+        Example:
+            >>> from cocoseg.io.cog import CogOptions
+            >>> CogOptions.coerce('float32', num_threads=2).codec
+            Codec(name='ZSTD', level=1, predictor=3)
+        """
+        check_dtype(dtype)
+        codec = Codec.coerce(compress, level, predictor, np.dtype(dtype))
+        check_blocksize(blocksize)
+        if overviews is not None:
+            check_method(overviews)
+        if interleave not in _INTERLEAVES:
+            raise OptionError(f'interleave={interleave!r} is unknown; use one of {_INTERLEAVES}')
+        if bigtiff not in (None, True, False):
+            raise OptionError(f'bigtiff={bigtiff!r} must be True, False, or None (as needed)')
+        if num_threads is None:
+            num_threads = count_cpus()
+        check_num_threads(num_threads)
+        return cls(codec, int(blocksize), overviews, interleave, bigtiff, int(num_threads))
+
+    def make_encoder(self, shape, dtype, folder, nodata, executor):
+        """Return a :class:`~cocoseg.io.pyramid.PyramidEncoder` for one image."""
+        return PyramidEncoder(
+            shape, dtype, self.codec, folder, blocksize=self.blocksize,
+            overviews=self.overviews, nodata=nodata, interleave=self.interleave,
+            executor=executor, num_threads=self.num_threads)
+
+
+class CogWriter:
+    """
+    Write a Cloud-Optimized GeoTIFF from blocks that come in any order.
+
+    Memory holds the tiles that are being compressed and the overview tiles
+    that wait for a neighbour, whatever the height of the image; all else waits
+    in a file without a name in the folder of ``fpath``. That and the final
+    file need room at the same time. Nothing is visible before :meth:`close`.
+
+    Leaving a ``with`` block closes the file, or drops it after an exception.
+    Satisfies :class:`cocoseg.protocols.BlockSink`.
+
+    Args:
+        fpath (str | PathLike): path of the file; its folder must exist.
+        shape (tuple[int, int] | tuple[int, int, int]): (H, W) or (H, W, C), px.
+        dtype (dtype): of the pixels; as for :func:`write_cog`.
+        nodata, crs, transform, channels, scale, offset, metadata: what the
+            file says about its pixels; as for :func:`write_cog`.
+        **options: ``compress``, ``level``, ``predictor``, ``blocksize``,
+            ``overviews``, ``interleave``, ``bigtiff`` and ``num_threads`` of
+            :func:`write_cog`.
+
+    Raises:
+        OptionError: if an option cannot be honoured; nothing was touched.
+        BandCountError: if a sequence does not have one entry per band.
+        MissingDependencyError: without GDAL.
+
+    Thread-safety: ``write_block`` may be called from any thread.
+
+    Example:
+        >>> from cocoseg import CogWriter, Window
+        >>> import numpy as np, tempfile, os
+        >>> with tempfile.TemporaryDirectory() as folder:
+        >>>     fpath = os.path.join(folder, 'a.tif')
+        >>>     with CogWriter(fpath, (300, 200), 'uint8', nodata=0) as writer:
+        >>>         writer.write_block(Window(200, 0, 300, 200), np.ones((100, 200), np.uint8))
+        >>>         writer.write_block(Window(0, 0, 200, 200), np.ones((200, 200), np.uint8))
+        >>>         assert not os.path.exists(fpath)
+        >>>     assert os.path.getsize(fpath) == writer.report.nbytes
+        >>> writer.report.overview_shapes
+        ((150, 100),)
+    """
+
+    def __init__(self, fpath, shape, dtype, *, nodata=None, crs=None, transform=None,
+                 channels=None, scale=None, offset=None, metadata=None, **options):
+        self.fpath = os.fspath(fpath)
+        self.shape = _coerce_shape(shape)
+        self.dtype = np.dtype(dtype).newbyteorder('=')
+        unknown = sorted(set(options) - set(CogOptions.coerce.__kwdefaults__))
+        if unknown:
+            raise OptionError(f'CogWriter has no options {unknown}')
+        self._options = CogOptions.coerce(self.dtype, **options)
+        self._meta = RasterMeta.coerce(
+            self.dtype, self.shape[2], nodata=nodata, crs=crs, transform=transform,
+            channels=channels, scale=scale, offset=offset, metadata=metadata)
+        self._pool = (ThreadPoolExecutor(self._options.num_threads, 'cocoseg-cog')
+                      if self._options.num_threads > 1 else None)
+        folder = os.path.dirname(os.path.abspath(self.fpath))
+        self._encoder = self._options.make_encoder(
+            self.shape, self.dtype, folder, self._meta.nodata, self._pool)
+        self.report = None
+        self._is_aborted = False
+
+    @property
+    def nbytes(self):
+        """Bytes in RAM."""
+        return self._encoder.nbytes
+
+    def write_block(self, window, block):
+        """
+        Take one block; it is copied.
+
+        Waits while the threads are busy compressing.
+
+        Args:
+            window (Window | tuple[slice, slice] | kwimage.Box): where it
+                belongs, inside the image.
+            block (ndarray): of the file's dtype, shape (h, w, C), or (h, w)
+                for one band, with (h, w) == ``window.shape``.
+
+        Raises:
+            WindowShapeError: for another shape or dtype.
+            CoverageError: if the window leaves the image, or a pixel of it was
+                written before.
+            ImageClosedError: after :meth:`close` or :meth:`abort`.
+            AssetWriteError: if an earlier block could not be stored; this one
+                was not taken. Mend the cause and give it again.
+        """
+        window = Window.coerce(window, self.shape)
+        block = np.asarray(block)
+        if block.ndim == 2 and self.shape[2] == 1:
+            block = block[:, :, None]
+        try:
+            self._encoder.write_block(window, block)
+        except CocosegError:
+            raise
+        except Exception as ex:
+            raise as_write_error(self.fpath, ex) from ex
+
+    def close(self, fill_missing=False):
+        """
+        Finish the file: put it together, flush, verify, rename.
+
+        May be called again after an error, and does nothing after success.
+
+        Args:
+            fill_missing (bool): pixels that were not written become nodata
+                (NaN where floats have none).
+
+        Returns:
+            CogReport: what the file holds, as verified.
+
+        Raises:
+            CoverageError: if pixels are missing.
+            AssetWriteError: if the file cannot be written; nothing of it is
+                visible and no block is lost.
+            OSError: as the system reports it, for example for a missing folder.
+            ImageClosedError: after :meth:`abort`.
+        """
+        if self._is_aborted:
+            raise ImageClosedError(f'the writer of {self.fpath} was aborted; make a new one')
+        if self.report is None:
+            finish(self._encoder, self.fpath, fill_missing)
+            self.report = write_encoded(self.fpath, self._encoder, self._meta,
+                                        self._options.bigtiff)
+            self._release()
+        return self.report
+
+    def abort(self):
+        """Drop the file; nothing of it stays. Does nothing after :meth:`close`."""
+        if self.report is None:
+            self._is_aborted = True
+            self._release()
+
+    def _release(self):
+        self._encoder.close()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        try:
+            if exc_type is None:
+                self.close()
+        finally:
+            self.abort()
 
 
 def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='ZSTD',
               level=None, predictor='auto', blocksize=256, overviews='average',
-              channels=None, scale=None, offset=None, metadata=None, num_threads=2):
+              channels=None, scale=None, offset=None, metadata=None, num_threads=None,
+              interleave='pixel', bigtiff=None):
     """
     Write an array as a Cloud-Optimized GeoTIFF, atomically.
 
@@ -36,19 +250,20 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
 
     Args:
         fpath (str | PathLike): path of the file; its folder must exist.
-        data (ndarray): shape (H, W) or (H, W, C), of type uint8, int16,
-            uint16, int32, uint32, float32 or float64 (int8 with GDAL >= 3.7).
-            Never modified, and not copied if its byte order is native.
+        data (ndarray): shape (H, W) or (H, W, C), of type int8, int16, int32,
+            uint8, uint16, uint32, float32 or float64. Never modified; may be
+            a memory map, which is read once.
         nodata (int | float | None): value of invalid pixels, stored for all
             bands. NaN pixels are invalid whatever it is.
         crs (int | str | None): an EPSG code, 'EPSG:n', or WKT.
         transform (array_like | None): pixel corners to world. A (3, 3) matrix
             ``world_from_pixel`` on (x, y, 1), or a plain tuple of 6 numbers
             in GDAL's order; see :func:`cocoseg.io.dataset.as_geotransform`.
-        compress (str | None): a lossless codec of this GDAL, any case: 'ZSTD',
-            'DEFLATE', 'LZW', 'LERC', ...; 'NONE', 'RAW' or None for none.
-        level (int | None): effort of the codec. None is 1 for ZSTD, and
-            GDAL's own default for others.
+        compress (str | None): a lossless codec, any case: 'ZSTD', 'DEFLATE',
+            'LZW', 'LERC', 'LERC_ZSTD', 'LERC_DEFLATE', 'LZMA'; 'NONE', 'RAW'
+            or None for none.
+        level (int | None): effort of the codec. None is 1 for ZSTD, and the
+            default of its library for others.
         predictor (str | int | None): 'auto' takes 2 for integers and 3 for
             floats where the codec has predictors; or 1, 2, 3.
         blocksize (int): side of a tile, px: a multiple of 16 in 64..4096.
@@ -61,7 +276,11 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
         scale, offset (float | Sequence[float] | None): true value = stored *
             scale + offset; one number, or one per band.
         metadata (dict[str, str] | None): for GDAL's default domain.
-        num_threads (int): threads that compress.
+        num_threads (int | None): threads that compress; None is all CPUs that
+            this process may use.
+        interleave (str): 'pixel' stores all bands of a tile together, 'band'
+            apart: for readers that want few of many bands.
+        bigtiff (bool | None): offsets of 64 bits; None where 32 do not do.
 
     Returns:
         CogReport: what the file holds, as verified.
@@ -69,14 +288,15 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
     Raises:
         OptionError: if an option cannot be honoured; nothing was touched.
         BandCountError: if a sequence does not have one entry per band.
-        AssetWriteError: if GDAL fails, or the written file is not complete;
-            an OSError that holds GDAL's reason, ``path`` and the target.
+        AssetWriteError: if the file cannot be written, or is not complete;
+            an OSError that holds the reason, ``path`` and the target.
         OSError: as the system reports it, for example for a missing folder.
         MissingDependencyError: without GDAL.
 
     Note:
-        Thread-safe on different paths. Beside ``data``, memory holds the
-        overviews (a third of its size) and some tiles.
+        Thread-safe on different paths. Beside ``data``, memory holds a few
+        tiles. The bytes depend on the data and the options alone, not on the
+        number of threads.
 
     Example:
         >>> from cocoseg.io.cog import write_cog
@@ -91,109 +311,122 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
         >>> report.shape, report.overview_shapes, report.compression, report.channels
         ((300, 400, 2), ((150, 200),), 'ZSTD', ('water', 'land'))
     """
-    pixels = as_pixels(data)
-    meta = RasterMeta.coerce(
-        pixels, nodata=nodata, crs=crs, transform=transform, channels=channels,
-        scale=scale, offset=offset, metadata=metadata)
-    codec = Codec.coerce(compress, level, predictor, pixels.dtype)
-    check_blocksize(blocksize)
-    check_num_threads(num_threads)
-    shapes = []
-    if overviews is not None:
-        check_method(overviews)
-        shapes = compute_overview_shapes(pixels.shape, blocksize)
-    options = [
-        *codec.cog_options(), f'BLOCKSIZE={blocksize}', 'BIGTIFF=IF_SAFER',
-        f'NUM_THREADS={num_threads}', 'OVERVIEW_RESAMPLING=NEAREST',
-        f'OVERVIEWS={"FORCE_USE_EXISTING" if shapes else "NONE"}', 'SPARSE_OK=NO']
+    pixels = as_bands(data)
+    writer = CogWriter(
+        fpath, pixels.shape, pixels.dtype, nodata=nodata, crs=crs, transform=transform,
+        channels=channels, scale=scale, offset=offset, metadata=metadata, compress=compress,
+        level=level, predictor=predictor, blocksize=blocksize, overviews=overviews,
+        num_threads=num_threads, interleave=interleave, bigtiff=bigtiff)
+    with writer:
+        try:
+            writer._encoder.write_image(pixels)
+        except CocosegError:
+            raise
+        except Exception as ex:
+            raise as_write_error(writer.fpath, ex) from ex
+    return writer.report
 
-    def prepare(dataset):
-        fill_overviews(dataset, pixels, shapes, overviews, meta.nodata)
 
+def finish(encoder, fpath, fill_missing=False):
+    """
+    Wait for the tiles of a file, with the errors of writing it.
+
+    Args:
+        encoder (PyramidEncoder): that got all blocks.
+        fpath (str): the file that is written, for messages.
+        fill_missing (bool): see :meth:`CogWriter.close`.
+
+    Raises:
+        CoverageError: if pixels are missing.
+        AssetWriteError: if a tile could not be stored; call again to retry.
+    """
+    try:
+        encoder.finish(fill_missing)
+    except CocosegError:
+        raise
+    except Exception as ex:
+        raise as_write_error(fpath, ex) from ex
+
+
+def write_encoded(fpath, encoder, meta, bigtiff=None):
+    """
+    Put a file together from encoded tiles, atomically.
+
+    Args:
+        fpath (str | PathLike): final path.
+        encoder (PyramidEncoder): finished. It stays as it is: after an error,
+            call again.
+        meta (RasterMeta): what the file says about its pixels.
+        bigtiff (bool | None): see :func:`write_cog`.
+
+    Returns:
+        CogReport: what the file holds, as verified.
+
+    Raises:
+        AssetWriteError: if the file cannot be written, or is not complete.
+        OSError: as the system reports it, for example for a missing folder.
+    """
+    from cocoseg.io.template import harvest_tags
+    from cocoseg.io.tiff import build_header
+    path = os.fspath(fpath)
     reports = []
 
     def verify(temp):
-        # libtiff's LERC can write NaN tiles that it cannot read: decode them.
-        report = verify_cog(temp, full=codec.name.startswith('LERC'))
-        _check_report(report, pixels, meta, shapes)
+        # A reader's LERC may refuse what another has written: decode it.
+        report = verify_cog(temp, full=encoder.codec.name.startswith('LERC'))
+        _check_report(report, encoder, meta)
         reports.append(report)
 
-    write_with_driver(
-        'COG', fpath, pixels, meta, options=options,
-        prepare=prepare if shapes else None, verify=verify)
-    return dataclasses.replace(reports[0], path=os.fspath(fpath))
+    try:
+        main_tags, overview_tags = harvest_tags(
+            encoder.dtype, encoder.shape[2], meta, encoder.interleave)
+        header, _ = build_header(encoder.levels, encoder.codec, encoder.blocksize,
+                                      main_tags, overview_tags, bigtiff)
+    except (OSError, OverflowError) as ex:
+        raise as_write_error(path, ex) from ex
+    with atomic_write(path, verify=refusing(path, verify)) as temp:
+        try:
+            _write_parts(temp, header, encoder)
+        except OSError as ex:
+            raise as_write_error(path, ex) from ex
+    return dataclasses.replace(reports[0], path=path)
 
 
-def _check_report(report, pixels, meta, shapes):
+def _write_parts(temp, header, encoder):
+    """Write header and tiles."""
+    descriptor = os.open(temp, os.O_WRONLY)
+    try:
+        write_all(descriptor, [header])
+        encoder.copy_tiles(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_report(report, encoder, meta):
     """Raise CogError unless a file holds what it was asked to hold."""
-    wanted = (pixels.shape, pixels.dtype.name, tuple(shapes), meta.channels or report.channels)
+    wanted = (encoder.shape, encoder.dtype.name,
+              tuple(level.shape for level in encoder.levels[1:]),
+              meta.channels or report.channels)
     found = (report.shape, report.dtype, report.overview_shapes, report.channels)
     if wanted != found:
         raise CogError(f'{report.path} holds {found} instead of {wanted}')
 
 
-def write_with_driver(driver, fpath, pixels, meta, *, options=(), prepare=None, verify=None):
-    """
-    Write pixels with a GDAL driver, atomically.
-
-    Args:
-        driver (str): short name of a GDAL driver with CreateCopy.
-        fpath (str | PathLike): final path.
-        pixels (ndarray): shape (H, W, C), of :func:`cocoseg.io.dataset.as_pixels`.
-        meta (RasterMeta): what the file says about its pixels.
-        options (Sequence[str]): creation options of the driver.
-        prepare (Callable[[gdal.Dataset], None] | None): called with the
-            in-memory dataset before it is written.
-        verify (Callable[[Path], object] | None): called with the temporary
-            file; raises ValueError or OSError to refuse it.
-
-    Raises:
-        AssetWriteError: if GDAL fails or the file is refused.
-        OSError: as the system reports it.
-    """
-    path = os.fspath(fpath)
-    with atomic_write(path, verify=_as_write_error(path, verify)) as temp:
-        try:
-            _create_copy(driver, temp, pixels, meta, options=options, prepare=prepare)
-        except OSError as ex:
-            raise _write_error(path, ex) from ex
+def _coerce_shape(shape):
+    """Return (H, W, C)."""
+    shape = tuple(shape)
+    if len(shape) == 2:
+        shape = (*shape, 1)
+    if len(shape) != 3 or not all(_is_whole(size) and size >= 1 for size in shape):
+        raise OptionError(f'shape={shape} must be (H, W) or (H, W, C), each at least 1')
+    return tuple(int(size) for size in shape)
 
 
-def _create_copy(driver, temp, pixels, meta, *, options, prepare):
-    """Run GDAL's CreateCopy and close the file, with every error raised."""
-    gdal = require_gdal()
-    with gdal_errors_as_exceptions(f'writing with the {driver} driver') as errors:
-        source = memory_dataset(pixels, meta)
-        if prepare is not None:
-            prepare(source)
-        errors.check('describing the pixels')
-        target = gdal.GetDriverByName(driver).CreateCopy(
-            os.fsencode(temp), source, 0, list(options))
-        try:
-            errors.check('writing the file', target)
-        finally:
-            close_dataset(target)
-
-
-def _as_write_error(path, verify):
-    """Return ``verify`` with its refusals turned into AssetWriteError."""
-    if verify is None:
-        return None
-
-    def checked(temp):
-        try:
-            verify(temp)
-        except (OSError, ValueError) as ex:
-            raise _write_error(path, ex) from ex
-
-    return checked
-
-
-def _write_error(path, cause):
-    """Return the error for a file that could not be written."""
-    return AssetWriteError(
-        f'could not write {path}: {cause}. Nothing of it was kept; check the free space '
-        'and the permissions of its folder, then write it again', path=path)
+def count_cpus():
+    """Return how many CPUs this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_blocksize(blocksize):

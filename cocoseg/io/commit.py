@@ -20,6 +20,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from cocoseg.errors import AssetWriteError
+
 logger = logging.getLogger(__name__)
 
 # Files that GDAL may put beside the one it writes, and forgets when it fails.
@@ -154,6 +156,45 @@ def atomic_write(fpath, *, verify=None):
         for suffix in ('.ovr', '.msk', '.aux.xml'):
             _unlink_quietly(f'{final}{suffix}')
     _fsync_folder(final.parent)
+
+
+def as_write_error(path, cause):
+    """
+    Return the error for a file that could not be written.
+
+    Args:
+        path (str): final path of the file.
+        cause (Exception): what happened; raise the result from it.
+
+    Example:
+        >>> from cocoseg.io.commit import as_write_error
+        >>> as_write_error('a.tif', OSError(28, 'No space left')).path
+        'a.tif'
+    """
+    return AssetWriteError(
+        f'could not write {path}: {cause}. Nothing of it was kept; check the free space '
+        'and the permissions of its folder, then write it again', path=path)
+
+
+def refusing(path, verify):
+    """
+    Return a ``verify`` of :func:`atomic_write` that refuses by AssetWriteError.
+
+    Args:
+        path (str): final path of the file.
+        verify (Callable[[Path], object] | None): raises OSError or ValueError
+            to refuse a file.
+    """
+    if verify is None:
+        return None
+
+    def checked(temp):
+        try:
+            verify(temp)
+        except (OSError, ValueError) as ex:
+            raise as_write_error(path, ex) from ex
+
+    return checked
 
 
 def _is_alive(pid):

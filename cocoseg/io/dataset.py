@@ -14,14 +14,12 @@ import numpy as np
 
 from cocoseg.errors import BandCountError, OptionError
 from cocoseg.io.gdal_gate import require_gdal
-from cocoseg.io.overviews import reduce_by_two
 from cocoseg.io.raster import srs_wkt
 
 _GDAL_TYPES = {
     'uint8': 'GDT_Byte', 'int8': 'GDT_Int8', 'uint16': 'GDT_UInt16',
     'int16': 'GDT_Int16', 'uint32': 'GDT_UInt32', 'int32': 'GDT_Int32',
     'float32': 'GDT_Float32', 'float64': 'GDT_Float64'}
-_STRIP_BYTES = 8 * 2 ** 20
 
 
 def gdal_type(dtype):
@@ -51,6 +49,48 @@ def gdal_type(dtype):
     return code
 
 
+def check_dtype(dtype):
+    """
+    Raise OptionError unless pixels of a type can be written.
+
+    Example:
+        >>> from cocoseg.io.dataset import check_dtype
+        >>> check_dtype('int8')
+    """
+    if np.dtype(dtype).name not in _GDAL_TYPES:
+        raise OptionError(f'pixels of type {np.dtype(dtype).name} cannot be written; convert '
+                          f'them first, to one of {list(_GDAL_TYPES)}')
+
+
+def as_bands(data):
+    """
+    Return pixels as (H, W, C), without a copy.
+
+    Args:
+        data (array_like): int or float, shape (H, W) or (H, W, C).
+
+    Raises:
+        OptionError: for another number of axes, an empty axis, a masked
+            array, or a type that cannot be written.
+
+    Example:
+        >>> from cocoseg.io.dataset import as_bands
+        >>> as_bands(np.zeros((4, 5), np.int8)).shape
+        (4, 5, 1)
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        raise OptionError(
+            'data is a masked array; fill the masked pixels with the nodata value first')
+    pixels = np.asarray(data)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise OptionError(
+            f'data has shape {np.shape(data)}; give (H, W) or (H, W, C), nothing empty')
+    check_dtype(pixels.dtype)
+    return pixels
+
+
 def as_pixels(data):
     """
     Return pixels as (H, W, C), in a layout that GDAL reads in place.
@@ -75,15 +115,7 @@ def as_pixels(data):
         >>> pixels = as_pixels(data)
         >>> assert pixels.shape == (4, 5, 1) and np.shares_memory(pixels, data)
     """
-    if isinstance(data, np.ma.MaskedArray):
-        raise OptionError(
-            'data is a masked array; fill the masked pixels with the nodata value first')
-    pixels = np.asarray(data)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if pixels.ndim != 3 or 0 in pixels.shape:
-        raise OptionError(
-            f'data has shape {np.shape(data)}; give (H, W) or (H, W, C), nothing empty')
+    pixels = as_bands(data)
     gdal_type(pixels.dtype)
     addressable = (pixels.dtype.isnative and pixels.flags.aligned
                    and min(_steps(pixels)) > 0)
@@ -123,13 +155,14 @@ class RasterMeta:
     metadata: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def coerce(cls, pixels, *, nodata=None, crs=None, transform=None, channels=None,
+    def coerce(cls, dtype, n_bands, *, nodata=None, crs=None, transform=None, channels=None,
                scale=None, offset=None, metadata=None):
         """
         Check the arguments of ``write_cog``, which are described there.
 
         Args:
-            pixels (ndarray): shape (H, W, C), of :func:`as_pixels`.
+            dtype (dtype): of the pixels.
+            n_bands (int): bands.
             **kwargs: see :func:`cocoseg.io.cog.write_cog`.
 
         Returns:
@@ -141,14 +174,12 @@ class RasterMeta:
 
         Example:
             >>> from cocoseg.io.dataset import RasterMeta
-            >>> import numpy as np
-            >>> meta = RasterMeta.coerce(np.zeros((4, 5, 2), np.int16), channels='a|b', scale=0.5)
+            >>> meta = RasterMeta.coerce('int16', 2, channels='a|b', scale=0.5)
             >>> meta.channels, meta.scales
             (('a', 'b'), (0.5, 0.5))
         """
-        n_bands = pixels.shape[2]
         return cls(
-            nodata=_coerce_nodata(nodata, pixels.dtype),
+            nodata=_coerce_nodata(nodata, np.dtype(dtype)),
             crs_wkt=srs_wkt(crs),
             geotransform=as_geotransform(transform),
             channels=_coerce_channels(channels, n_bands),
@@ -303,12 +334,12 @@ def memory_dataset(pixels, meta):
         dataset.AddBand(code, [
             f'DATAPOINTER={address + i * band_step}',
             f'PIXELOFFSET={column_step}', f'LINEOFFSET={row_step}'])
-    _describe(dataset, meta)
+    describe(dataset, meta)
     return dataset
 
 
-def _describe(dataset, meta):
-    """Store all that ``meta`` says on a dataset."""
+def describe(dataset, meta):
+    """Store all that a :class:`RasterMeta` says on a GDAL dataset."""
     if meta.crs_wkt is not None:
         dataset.SetProjection(meta.crs_wkt)
     if meta.geotransform is not None:
@@ -325,52 +356,3 @@ def _describe(dataset, meta):
             band.SetScale(meta.scales[i])
         if meta.offsets is not None:
             band.SetOffset(meta.offsets[i])
-
-
-def fill_overviews(dataset, pixels, shapes, method, nodata):
-    """
-    Give a memory dataset a full pyramid of overviews.
-
-    Works in strips, so that beside the overviews themselves (a third of the
-    image) only one strip is in memory. Call inside
-    :func:`cocoseg.io.gdal_gate.gdal_errors_as_exceptions`.
-
-    Args:
-        dataset (gdal.Dataset): of :func:`memory_dataset`, modified in place.
-        pixels (ndarray): shape (H, W, C), the array below ``dataset``.
-        shapes (list[tuple[int, int]]): of
-            :func:`cocoseg.io.overviews.compute_overview_shapes`.
-        method (str): of :func:`cocoseg.io.overviews.reduce_by_two`.
-        nodata (int | float | None): value of invalid pixels.
-    """
-    dataset.BuildOverviews('NONE', [2 ** (k + 1) for k in range(len(shapes))])
-    bands = [dataset.GetRasterBand(i + 1) for i in range(dataset.RasterCount)]
-    for k, (height, width) in enumerate(shapes):
-        levels = [band.GetOverview(k) for band in bands]
-        finer = [band.GetOverview(k - 1) for band in bands] if k else None
-        finer_shape = shapes[k - 1] if k else pixels.shape[:2]
-        if {(level.YSize, level.XSize) for level in levels} != {(height, width)}:
-            raise OSError(
-                f'GDAL made overview {k} of {levels[0].YSize} x {levels[0].XSize} px, '
-                f'not {height} x {width}')
-        step = _strip_rows(finer_shape[1], pixels)
-        for y0 in range(0, finer_shape[0], step):
-            y1 = min(y0 + step, finer_shape[0])
-            src = pixels[y0:y1] if finer is None else _read_bands(finer, y0, y1, pixels.dtype)
-            out = reduce_by_two(src, method, nodata)
-            for i, level in enumerate(levels):
-                level.WriteArray(out[:, :, i], 0, y0 // 2)
-
-
-def _strip_rows(width, pixels):
-    """Return an even number of rows that fit in the memory for one strip."""
-    row_bytes = width * pixels.shape[2] * pixels.itemsize
-    return max(2, _STRIP_BYTES // row_bytes // 2 * 2)
-
-
-def _read_bands(bands, y0, y1, dtype):
-    """Read rows of several bands as (h, W, C)."""
-    out = np.empty((y1 - y0, bands[0].XSize, len(bands)), dtype)
-    for i, band in enumerate(bands):
-        band.ReadAsArray(0, y0, bands[0].XSize, y1 - y0, buf_obj=out[:, :, i])
-    return out

@@ -167,3 +167,25 @@ def close_dataset(dataset):
             dataset.__swig_destroy__(dataset)
         finally:
             dataset.this = None
+
+
+def read_memory_file(name):
+    """
+    Return the bytes of a file in GDAL's memory.
+
+    Args:
+        name (str): a path that begins with '/vsimem/'.
+
+    Raises:
+        RuntimeError: if there is none; call it inside of
+            :func:`gdal_errors_as_exceptions`.
+    """
+    gdal = require_gdal()
+    file = gdal.VSIFOpenL(name, 'rb')
+    if file is None:
+        raise RuntimeError(f'there is no file {name}')
+    try:
+        nbytes = gdal.VSIStatL(name).size
+        return bytes(gdal.VSIFReadL(1, nbytes, file))
+    finally:
+        gdal.VSIFCloseL(file)

@@ -13,8 +13,10 @@ import numpy as np
 from cocoseg.errors import OptionError
 from cocoseg.grid.window import Window
 from cocoseg.io.codecs import Codec
-from cocoseg.io.cog import check_blocksize, check_num_threads, write_cog, write_with_driver
-from cocoseg.io.dataset import RasterMeta, as_pixels
+from cocoseg.io.cog import check_blocksize, check_num_threads, write_cog
+from cocoseg.io.commit import as_write_error, atomic_write, refusing
+from cocoseg.io.dataset import RasterMeta, as_pixels, memory_dataset
+from cocoseg.io.gdal_gate import close_dataset, gdal_errors_as_exceptions, require_gdal
 from cocoseg.io.raster import read_raster
 
 _PNG_END = b'IEND\xaeB`\x82'
@@ -92,8 +94,8 @@ def write_tif(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
     """
     pixels = as_pixels(data)
     meta = RasterMeta.coerce(
-        pixels, nodata=nodata, crs=crs, transform=transform, channels=channels,
-        scale=scale, offset=offset, metadata=metadata)
+        pixels.dtype, pixels.shape[2], nodata=nodata, crs=crs, transform=transform,
+        channels=channels, scale=scale, offset=offset, metadata=metadata)
     codec = Codec.coerce(compress, level, predictor, pixels.dtype, driver='GTiff')
     check_blocksize(blocksize)
     check_num_threads(num_threads)
@@ -140,6 +142,45 @@ def write_png(fpath, data):
             "which holds 1 to 4 bands of uint8 or uint16; write fmt='cog' or 'tif'")
     write_with_driver(
         'PNG', fpath, pixels, RasterMeta(), verify=lambda temp: _read_back_png(temp, pixels))
+
+
+def write_with_driver(driver, fpath, pixels, meta, *, options=(), verify=None):
+    """
+    Write pixels with a GDAL driver, atomically.
+
+    Args:
+        driver (str): short name of a GDAL driver with CreateCopy.
+        fpath (str | PathLike): final path.
+        pixels (ndarray): shape (H, W, C), of :func:`cocoseg.io.dataset.as_pixels`.
+        meta (RasterMeta): what the file says about its pixels.
+        options (Sequence[str]): creation options of the driver.
+        verify (Callable[[Path], object] | None): called with the temporary
+            file; raises ValueError or OSError to refuse it.
+
+    Raises:
+        AssetWriteError: if GDAL fails or the file is refused.
+        OSError: as the system reports it.
+    """
+    path = os.fspath(fpath)
+    with atomic_write(path, verify=refusing(path, verify)) as temp:
+        try:
+            _create_copy(driver, temp, pixels, meta, options)
+        except OSError as ex:
+            raise as_write_error(path, ex) from ex
+
+
+def _create_copy(driver, temp, pixels, meta, options):
+    """Run GDAL's CreateCopy and close the file, with every error raised."""
+    gdal = require_gdal()
+    with gdal_errors_as_exceptions(f'writing with the {driver} driver') as errors:
+        source = memory_dataset(pixels, meta)
+        errors.check('describing the pixels')
+        target = gdal.GetDriverByName(driver).CreateCopy(
+            os.fsencode(temp), source, 0, list(options))
+        try:
+            errors.check('writing the file', target)
+        finally:
+            close_dataset(target)
 
 
 def _read_back(temp, pixels):

@@ -16,7 +16,74 @@ def _is_valid(value, has_nodata, nodata):
 
 
 @njit(nogil=True, cache=True, error_model='numpy')
-def _kernel_mean(src, has_nodata, nodata, substitute, round_half, sums, counts, out):
+def _kernel_mean_integers(src, has_nodata, nodata, substitute, sums, out):
+    """
+    Halve ``src`` by the mean of the valid pixels, rounded half up.
+
+    A missing last row or column is its neighbour once more, which changes no
+    mean. ``sums`` has room for a row of values, and for the sum of four.
+    """
+    height, width, n_bands = src.shape
+    n_values = width * n_bands
+    for y in range(out.shape[0]):
+        upper = src[2 * y].reshape(n_values)
+        lower = src[min(2 * y + 1, height - 1)].reshape(n_values)
+        if has_nodata:
+            n_invalid = 0
+            for i in range(n_values):
+                n_invalid += (upper[i] == nodata) | (lower[i] == nodata)
+            if n_invalid:
+                _mean_row_with_nodata(upper, lower, n_bands, nodata, substitute, out[y])
+                continue
+        for i in range(n_values):
+            sums[i] = np.int64(upper[i]) + np.int64(lower[i])
+        out_row = out[y].reshape(out.shape[1] * n_bands)
+        _mean_pairs(sums, n_bands, width // 2, out_row)
+        if width % 2:
+            for c in range(n_bands):
+                out_row[out_row.size - n_bands + c] = (sums[n_values - n_bands + c] + 1) >> 1
+        if has_nodata:
+            for i in range(out_row.size):
+                out_row[i] = substitute if out_row[i] == nodata else out_row[i]
+
+
+@njit(nogil=True, cache=True, error_model='numpy', inline='always')
+def _mean_pairs(sums, n_bands, n_pairs, out_row):
+    """Halve a row of sums of two rows."""
+    if n_bands == 1:
+        # Apart, because the compiler vectorises it.
+        for x in range(n_pairs):
+            out_row[x] = (sums[2 * x] + sums[2 * x + 1] + 2) >> 2
+        return
+    for x in range(n_pairs):
+        left = 2 * x * n_bands
+        for c in range(n_bands):
+            out_row[x * n_bands + c] = (sums[left + c] + sums[left + n_bands + c] + 2) >> 2
+
+
+@njit(nogil=True, cache=True, error_model='numpy')
+def _mean_row_with_nodata(upper, lower, n_bands, nodata, substitute, out):
+    """Halve two rows, of which some values are nodata."""
+    last = upper.size - n_bands
+    for x in range(out.shape[0]):
+        left = 2 * x * n_bands
+        right = min(left + n_bands, last)
+        for c in range(n_bands):
+            total, count = 0, 0
+            for value in (upper[left + c], upper[right + c], lower[left + c], lower[right + c]):
+                is_valid = value != nodata
+                total += np.int64(value) if is_valid else 0
+                count += is_valid
+            if count == 0:
+                out[x, c] = nodata
+                continue
+            # floor(total / count + 1 / 2)
+            mean = (2 * total + count) // (2 * count)
+            out[x, c] = substitute if mean == nodata else mean
+
+
+@njit(nogil=True, cache=True, error_model='numpy')
+def _kernel_mean_floats(src, has_nodata, nodata, substitute, sums, counts, out):
     """Halve ``src`` by the mean of the valid pixels of each 2 x 2 square."""
     height, width, n_bands = src.shape
     n_values = width * n_bands
@@ -46,10 +113,7 @@ def _kernel_mean(src, has_nodata, nodata, substitute, round_half, sums, counts, 
                 if count == 0:
                     out[y, x, c] = nodata
                     continue
-                mean = total / count
-                if round_half:
-                    mean = np.floor(mean + 0.5)
-                out[y, x, c] = mean
+                out[y, x, c] = total / count
                 if has_nodata and out[y, x, c] == nodata:
                     out[y, x, c] = substitute
 

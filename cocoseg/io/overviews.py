@@ -98,10 +98,14 @@ def reduce_by_two(data, method='average', nodata=None):
         kernels._kernel_mode(src, has_nodata, fill, out)
         return out
     substitute = _substitute(dtype, fill) if has_nodata else fill
-    sums = np.empty(width * n_bands, np.float64)
-    counts = np.empty(width * n_bands, np.uint8)
-    kernels._kernel_mean(
-        src, has_nodata, fill, substitute, dtype.kind != 'f', sums, counts, out)
+    if dtype.kind == 'f':
+        sums = np.empty(width * n_bands, np.float64)
+        counts = np.empty(width * n_bands, np.uint8)
+        kernels._kernel_mean_floats(src, has_nodata, fill, substitute, sums, counts, out)
+    else:
+        # Four values of 16 bits have a sum of 18.
+        sums = np.empty(width * n_bands, np.int32 if dtype.itemsize <= 2 else np.int64)
+        kernels._kernel_mean_integers(src, has_nodata, fill, substitute, sums, out)
     return out
 
 

@@ -170,14 +170,14 @@ def test_every_listed_codec_is_lossless(tmp_path):
 
 @pytest.mark.parametrize('n_bands', [1, 3])
 def test_nan_in_lerc_is_right_or_refused(tmp_path, n_bands):
-    """Some versions of libtiff write LERC tiles with NaN that nobody can read."""
+    """LERC has one mask for all bands of a pixel."""
     data = np.random.default_rng(0).random((150, 200, n_bands)).astype(np.float32)
     data[40:60, 10:90] = np.nan
     data[100, 100, 0] = np.nan
     try:
         write_cog(tmp_path / 'a.tif', data, compress='LERC')
     except AssetWriteError as ex:
-        assert 'decoding level 0' in str(ex)
+        assert n_bands > 1 and 'NaN in some of its bands' in str(ex)
         assert os.listdir(tmp_path) == []
     else:
         np.testing.assert_array_equal(read_raster(tmp_path / 'a.tif'), data)
@@ -323,14 +323,12 @@ def test_bad_data_is_refused(tmp_path, data):
     assert os.listdir(tmp_path) == []
 
 
-def test_int8_needs_a_gdal_that_has_it(tmp_path):
+def test_int8_is_written_with_any_gdal(tmp_path):
     data = np.arange(-60, 60, dtype=np.int8).reshape(10, 12)
-    if hasattr(gdal, 'GDT_Int8'):
-        write_cog(tmp_path / 'a.tif', data)
-        np.testing.assert_array_equal(read_raster(tmp_path / 'a.tif')[:, :, 0], data)
-    else:
-        with pytest.raises(OptionError, match='convert them first.*int16'):
-            write_cog(tmp_path / 'a.tif', data)
+    write_cog(tmp_path / 'a.tif', data)
+    # GDAL before 3.7 reads such pixels by a sign that is told apart from their type.
+    np.testing.assert_array_equal(read_raster(tmp_path / 'a.tif')[:, :, 0], data)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / 'a.tif'), data)
 
 
 def test_nodata_is_stored_as_a_pixel_holds_it(tmp_path):

@@ -82,17 +82,19 @@ def test_unusable_targets(tmp_path, fmt):
     assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
 
 
-def test_gdal_failure_carries_reason_and_path(tmp_path, monkeypatch):
+@pytest.mark.parametrize('fmt, method', [('tif', 'CreateCopy'), ('png', 'CreateCopy'),
+                                         ('cog', 'Create')])
+def test_gdal_failure_carries_reason_and_path(tmp_path, monkeypatch, fmt, method):
     gdal = require_gdal()
-    create = gdal.Driver.CreateCopy
+    create = getattr(gdal.Driver, method)
 
     def broken(driver, *args):
         gdal.Error(gdal.CE_Failure, 1, 'the disk is on fire')
         return create(driver, *args)
 
-    monkeypatch.setattr(gdal.Driver, 'CreateCopy', broken)
+    monkeypatch.setattr(gdal.Driver, method, broken)
     with pytest.raises(AssetWriteError, match='disk is on fire') as caught:
-        write_cog(tmp_path / 'a.tif', pixels())
+        write_image(tmp_path / 'a.tif', pixels().astype(np.uint16), fmt=fmt)
     assert caught.value.path == str(tmp_path / 'a.tif')
     assert os.listdir(tmp_path) == []
 
