@@ -63,6 +63,10 @@ class ResumeError(CocosegError, RuntimeError):
     """A previous run cannot be resumed, for example with other settings."""
 
 
+class BundleBusyError(CocosegError, RuntimeError):
+    """Somebody else is writing the same assets: another process, or another manager."""
+
+
 class CogError(CocosegError, ValueError):
     """A file is not a complete, valid Cloud-Optimized GeoTIFF."""
 

@@ -51,6 +51,5 @@ def run_command(command):
             return 130
         return 0
     name = command.__module__.rpartition('.')[2]
-    name = command.__module__.rpartition('.')[2]
     main.__doc__ = f'Run ``cocoseg {name}`` and return its exit code.'
     return classmethod(main)

@@ -25,6 +25,7 @@ def main(argv=None):
     from cocoseg import __version__
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.predict import PredictConfig
+    from cocoseg.cli.verify import VerifyConfig, flags_last
 
     class CocosegModal(kwconf.ModalCLI):
         """Stitch window-by-window predictions into Cloud-Optimized GeoTIFFs."""
@@ -32,8 +33,12 @@ def main(argv=None):
         __prog__ = 'cocoseg'
         demo = DemoConfig
         predict = PredictConfig
+        verify = VerifyConfig
 
     CocosegModal.__version__ = __version__
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [VerifyConfig.__command__]:
+        argv[1:] = flags_last(argv[1:])
     try:
         code = CocosegModal().run(argv=argv)
     except kwconf.modal.NoCommandError:

@@ -8,6 +8,7 @@ a live run take the same path.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import ExitStack, contextmanager
 
@@ -16,8 +17,10 @@ import numpy as np
 from cocoseg.coco.geometry import (compute_region, concise_affine, georeference,
                                    region_to_geojson)
 from cocoseg.coco.journal import compute_checksum
-from cocoseg.errors import AssetWriteError
+from cocoseg.errors import AssetWriteError, OptionError
 from cocoseg.io.commit import atomic_write
+
+logger = logging.getLogger(__name__)
 
 
 def finish_image(job):
@@ -62,7 +65,7 @@ def _write_files(job, info):
     if specs:
         os.makedirs(os.path.dirname(job.fpath), exist_ok=True)
     if specs and job.options.prob_format != 'png':
-        place = georeference(job.img, job.warp_img_from_asset, job.bundle_dpath)
+        place = _find_place(job)
     with _stage(job.fpaths) as staged:
         for spec, fpath, temp in zip(specs, job.fpaths, staged):
             # One raster at a time is in memory.
@@ -79,6 +82,19 @@ def _write_files(job, info):
                 info['layers'][spec.name] = files[-1]['asset']['file_name']
             del rendering
     return files
+
+
+def _find_place(job):
+    """Return coordinate system and transform of an asset, as far as a TIFF can hold them."""
+    from cocoseg.io.template import check_crs
+    crs, transform = georeference(job.img, job.warp_img_from_asset, job.bundle_dpath)
+    try:
+        check_crs(crs)
+    except OptionError as ex:
+        # Predictions without it are worth more than none.
+        logger.warning('image %s: %s; its assets have no coordinate system', job.image_id, ex)
+        return None, transform
+    return crs, transform
 
 
 @contextmanager
@@ -111,27 +127,39 @@ def _naming(job, fpath, temp):
 
 def _write_asset(job, spec, rendering, fpath, place):
     """Write one file."""
+    from cocoseg.io.cog import write_encoded
+    from cocoseg.io.dataset import RasterMeta
     from cocoseg.io.images import write_image
-    options, codec = job.options, rendering.codec
-    details = {}
-    if options.prob_format != 'png':
-        scale, offset = (None, None) if codec is None else codec.scale_offset
-        metadata = {'channels': spec.chan_code,
-                    'quantization': json.dumps(None if codec is None else codec.as_dict())}
-        if spec.categories is not None:
-            metadata['categories'] = json.dumps(spec.categories)
-        details = dict(
-            nodata=rendering.nodata, crs=place[0], transform=place[1],
-            compress=options.prob_compress, blocksize=options.prob_blocksize,
-            channels=spec.channels, scale=scale, offset=offset, metadata=metadata)
+    options = job.options
+    if options.prob_format == 'png':
+        write_image(fpath, rendering.data, fmt='png')
+        return
+    facts = _describe(spec, rendering, place)
+    if rendering.encoder is not None:
+        meta = RasterMeta.coerce(rendering.dtype, rendering.shape[2], **facts)
+        write_encoded(fpath, rendering.encoder, meta)
+        return
+    layout = {'compress': options.prob_compress, 'blocksize': options.prob_blocksize}
     if options.prob_format == 'cog':
-        details['overviews'] = spec.overviews
-    write_image(fpath, rendering.data, fmt=options.prob_format, **details)
+        layout['overviews'] = spec.overviews
+    write_image(fpath, rendering.data, fmt=options.prob_format, **facts, **layout)
+
+
+def _describe(spec, rendering, place):
+    """Return what a TIFF says about its pixels."""
+    codec = rendering.codec
+    scale, offset = (None, None) if codec is None else codec.scale_offset
+    metadata = {'channels': spec.chan_code,
+                'quantization': json.dumps(None if codec is None else codec.as_dict())}
+    if spec.categories is not None:
+        metadata['categories'] = json.dumps(spec.categories)
+    return {'nodata': rendering.nodata, 'crs': place[0], 'transform': place[1],
+            'channels': spec.channels, 'scale': scale, 'offset': offset, 'metadata': metadata}
 
 
 def _make_entry(job, spec, rendering, fpath):
     """Return the kwcoco entry of a file."""
-    height, width, n_bands = rendering.data.shape
+    height, width, n_bands = rendering.shape
     entry = {
         'file_name': os.path.relpath(fpath, job.bundle_dpath),
         'channels': spec.chan_code,
@@ -140,7 +168,7 @@ def _make_entry(job, spec, rendering, fpath):
     }
     if rendering.codec is not None:
         entry['quantization'] = rendering.codec.as_dict()
-    elif rendering.data.dtype.kind in 'iu':
+    elif rendering.dtype.kind in 'iu':
         # A png has no other place for it.
         entry['nodata'] = int(rendering.nodata)
     if spec.categories is not None:

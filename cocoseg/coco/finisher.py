@@ -51,13 +51,15 @@ class Finisher:
         table (JobTable): told how each image ends.
         manifest (Manifest): gets the records.
         journal (Journal): gets them first.
+        dumper (IntervalDumper): saves the manifest now and then.
         queue (JobQueue | Executor | None): see :class:`CocoStitchingManager`.
 
     Thread-safety: all methods may be called from any thread.
     """
 
-    def __init__(self, table, manifest, journal, queue=None):
-        self._table, self._manifest, self._journal = table, manifest, journal
+    def __init__(self, table, manifest, journal, dumper, queue=None):
+        self._table, self._manifest = table, manifest
+        self._journal, self._dumper = journal, dumper
         self._lock = threading.Lock()
         self._queue, self._owns_queue = queue, False
         self._tasks = []
@@ -88,6 +90,9 @@ class Finisher:
             AssetWriteError: if that fails; the image can be tried again.
         """
         try:
+            # Not a file is touched that somebody else may be writing.
+            self._journal.ensure()
+            self._dumper.prepare()
             record, info = finish_image(job)
             self._journal.append(record)
             self._manifest.commit(record, self._table.replace)
@@ -100,6 +105,7 @@ class Finisher:
             logger.warning('image %s: %d values were clipped to %s', job.image_id,
                            info['n_clipped'], job.options.expected_minmax)
         self._table.finish(job)
+        self._dumper.save_if_due()
         return info
 
     def run(self, job):
@@ -182,8 +188,11 @@ class Finisher:
                 raise self._errors.pop(0)
 
     def close(self):
-        """Close the queue if it is ours."""
+        """Close the queue if it is ours, and the journal."""
         with self._lock:
             queue, owned = self._queue, self._owns_queue
-        if owned:
-            queue.close()
+        try:
+            if owned:
+                queue.close()
+        finally:
+            self._journal.close()

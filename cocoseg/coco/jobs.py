@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class JobTable:
         self._done = {}
         self._last = None
         self._closed = False
+        self._executor = None
 
     # ---- asking ------------------------------------------------------------
 
@@ -150,7 +152,8 @@ class JobTable:
         self.manifest.claim_channels(image_id, options.asset_channels, self._owner, self.replace)
         try:
             pixels = make_pixels(img['id'], asset_dsize[::-1], windows, options,
-                                 self._canvas_options)
+                                 self._canvas_options, folder=self.folder,
+                                 executor=self._get_executor())
             job = ImageJob(
                 img['id'], img, options, pixels, asset_dsize, warp_asset_from_stitch,
                 warp_img_from_stitchspace(img, options.space) @ warp_asset_from_stitch.inv(),
@@ -163,6 +166,14 @@ class JobTable:
             raise
         self._jobs[job.image_id] = job
         return job
+
+    def _get_executor(self):
+        """Return the threads that compress, for all images; made on first use."""
+        from cocoseg.io.cog import count_cpus
+        if self._executor is None:
+            # They start with the first block, and no more than there is work for.
+            self._executor = ThreadPoolExecutor(count_cpus(), 'cocoseg-encode')
+        return self._executor
 
     def _drop(self, job):
         if self._jobs.get(job.image_id) is job:
@@ -266,6 +277,9 @@ class JobTable:
             # One that is being written still belongs to its writer thread.
             if job.state is not ImageState.FINALIZING:
                 job.pixels.close()
+        if self._executor is not None:
+            # An image that is being written goes on in its writer thread.
+            self._executor.shutdown(wait=False)
 
     def managed(self):
         """Return the jobs whose data nobody submitted yet, or whose write failed."""

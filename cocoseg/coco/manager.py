@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 
+from cocoseg.coco.checkpoint import IntervalDumper
 from cocoseg.coco.compat import center_weighted_add, take_deprecated, weigh_window
 from cocoseg.coco.finisher import Finisher
 from cocoseg.coco.jobs import JobTable
 from cocoseg.coco.journal import Journal
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
-from cocoseg.coco.options import (AssetOptions, check_num_bands, check_run_options,
-                                  make_canvas_options)
-from cocoseg.coco.resume import iter_finished
-from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError,
-                            OptionError)
+from cocoseg.coco.options import (AssetOptions, check_dump_interval, check_num_bands,
+                                  check_run_options, make_canvas_options)
+from cocoseg.coco.resume import begin_run, make_folder
+from cocoseg.errors import AlreadyFinalizedError, BandCountError, CoverageError, OptionError
 from cocoseg.grid.window import Window
 from cocoseg.stitch.soft import as_numpy
 
@@ -42,13 +43,17 @@ class CocoStitchingManager:
     that fails, nothing of them is visible, the accumulated data stays, and
     submitting again tries again.
 
+    The journal is locked until the manager is closed or forgotten. In one
+    process, a manager takes it over from one that has no images in work.
+
     Leaving a ``with`` block by an exception finishes the images that were
     submitted and drops the others: what is not complete must not look so.
 
     Args:
         result_dataset (kwcoco.CocoDataset): JSON-backed, with ``fpath`` set;
             changed in place when an image is finished. Several managers may
-            share one. Its file is only written by :meth:`dump`.
+            share one. Its file is only written by :meth:`dump`, unless there
+            is a ``dump_interval``.
         short_code (str | None): folder below the asset folder.
         chan_code (str): channels of the asset, one per band, such as
             ``'water|bare'`` or ``'hidden.0:16'``.
@@ -99,11 +104,19 @@ class CocoStitchingManager:
             :class:`~cocoseg.stitch.layers.Layer`. A dict chooses their
             channels instead of ``{short_code}_class``, ``water_mask``,
             ``water_std``. They do not depend on ``write_probs``.
+        dump_interval (float | None): seconds. The manifest is saved when an
+            image is finished and the last time was so long ago (or 20 times
+            what saving took), and before the first file gets its name if
+            there is an old one. None: only by :meth:`dump`.
+        settings (dict | None): what else changes the bytes, such as
+            ``{'model': 'v3'}``: JSON values by name, for ``resume``.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
         ManifestError: for an SQL-backed dataset, or one without ``fpath``.
         AssetWriteError: if the asset folder cannot be made.
+        BundleBusyError: if another process has the journal, or a manager with
+            other settings that has images in work.
         ResumeError: if the earlier run had other settings.
 
     Thread-safety: all methods may be called from any thread.
@@ -133,7 +146,8 @@ class CocoStitchingManager:
                  expected_minmax=None, quantize=True, writer_queue=None,
                  write_prediction_attrs=True, assets_dname='_assets',
                  dtype='float32', *, stiching_space=None, readiness='declared',
-                 on_collision='raise', resume=False, memory_budget=None, layers=()):
+                 on_collision='raise', resume=False, memory_budget=None, layers=(),
+                 dump_interval=None, settings=None):
         self.manifest = get_manifest(result_dataset)
         self.result_dataset = result_dataset
         self.options = AssetOptions(
@@ -148,39 +162,16 @@ class CocoStitchingManager:
         check_run_options(readiness, on_collision)
         check_num_bands(num_bands, chan_code, self.num_bands)
         canvas = make_canvas_options(device, memmap, memory_budget)
-        self.prob_dpath = self._make_folder()
+        config, texts = self.options.describe_run(settings)
+        dumper = IntervalDumper(self.manifest, check_dump_interval(dump_interval))
+        self.prob_dpath = make_folder(self.manifest, self.options)
         self._table = JobTable(self.manifest, self, self.options, self.prob_dpath,
                                canvas, readiness, on_collision == 'replace')
-        journal = Journal(
-            os.path.join(self.prob_dpath, self.options.journal_name), self.options.config_hash)
-        self._finisher = Finisher(self._table, self.manifest, journal, writer_queue)
+        journal = Journal(os.path.join(self.prob_dpath, self.options.journal_name), config, texts,
+                          is_busy=_make_busy(self._table))
+        self._finisher = Finisher(self._table, self.manifest, journal, dumper, writer_queue)
         self._closed = False
-        if resume:
-            self._resume(journal)
-        else:
-            journal.clear()
-
-    def _make_folder(self):
-        from cocoseg.io.commit import sweep_temporaries
-        folder = os.path.normpath(os.path.join(
-            self.manifest.bundle_dpath, self.options.assets_dname, self.options.short_code or ''))
-        try:
-            os.makedirs(folder, exist_ok=True)
-            sweep_temporaries(folder)
-        except OSError as ex:
-            raise AssetWriteError(f'cannot use the asset folder {folder}: {ex}; choose a '
-                                  'writable bundle', path=folder) from ex
-        return folder
-
-    def _resume(self, journal):
-        for record, fpath, problem in iter_finished(journal, self.manifest):
-            if problem:
-                logger.warning('%s is redone: %s', fpath, problem)
-                self.manifest.retract(record)
-                continue
-            if not self.manifest.holds(record):
-                self.manifest.commit(record, replace=True)
-            self._table.take_over(record['image_id'], fpath)
+        begin_run(journal, self.manifest, self._table, dumper, resume)
 
     # ---- what callers read -------------------------------------------------
 
@@ -488,3 +479,13 @@ class CocoStitchingManager:
             self._finisher.wait()
         finally:
             self._release()
+
+
+def _make_busy(table):
+    """Return a function that says whether images are in work, which keeps nothing alive."""
+    ref = weakref.ref(table)
+
+    def is_busy():
+        table = ref()
+        return table is not None and bool(table.jobs_in(*ImageState))
+    return is_busy

@@ -8,8 +8,10 @@ it happens as a whole or not at all.
 """
 from __future__ import annotations
 
+import json
 import os
 import threading
+import time
 import weakref
 
 from cocoseg.errors import ChannelCollisionError, ManifestError, UnknownImageError
@@ -18,6 +20,9 @@ from cocoseg.coco.names import compute_stems
 
 _MANIFESTS = weakref.WeakKeyDictionary()
 _MANIFESTS_LOCK = threading.Lock()
+
+# A dump at an interval waits so many times as long as the last one took: 5 % of the time.
+_PAUSE = 20
 
 # What kwcoco puts into `fpath` when nobody did.
 _PLACEHOLDER_FPATH = './data.kwcoco.json'
@@ -130,13 +135,22 @@ class Manifest:
 
     Get one from :func:`get_manifest`; do not make a second for a dataset.
 
-    Thread-safety: all methods may be called from any thread.
+    Thread-safety: all methods may be called from any thread; :meth:`dump` not
+    by one that holds the lock.
+
+    Attributes:
+        lock (RLock): held by whoever reads several things, or changes any.
     """
+
+    clock = staticmethod(time.monotonic)
 
     def __init__(self, dset):
         # The dictionary of manifests must not keep its own keys alive.
         self._dset = weakref.ref(dset)
         self.lock = threading.RLock()
+        # Taken before the lock, and kept while the file is flushed, when others go on.
+        self._dump_lock = threading.Lock()
+        self._last_dump = None
         self._stems = None
         self._owners = {}
         self._claims = {}
@@ -147,9 +161,14 @@ class Manifest:
         return self._dset()
 
     @property
+    def fpath(self):
+        """Absolute path of the manifest file."""
+        return os.path.abspath(os.fspath(self.dset.fpath))
+
+    @property
     def bundle_dpath(self):
         """Absolute folder of the manifest file."""
-        return os.path.abspath(os.path.dirname(os.path.abspath(os.fspath(self.dset.fpath))))
+        return os.path.dirname(self.fpath)
 
     def get_image(self, image_id):
         """
@@ -245,15 +264,18 @@ class Manifest:
         return found
 
     def holds(self, record):
-        """Return True if a record is registered already."""
+        """
+        Return True if a record is registered already, with all that it says.
+
+        A file of the same name may have been made with another code.
+        """
         with self.lock:
             img = self.get_image(record['image_id'])
             assets, _ = _list_assets(record)
-            if assets:
-                return all(any(_is_same(old, new) for old in _iter_assets(img))
-                           for new in assets)
             told = img.get('has_predictions') or {}
-            return (len(self._find_annotations(record)) >= len(record.get('annotations', ()))
+            return (all(any(_is_same(old, new) and _says(old, new) for old in _iter_assets(img))
+                        for new in assets)
+                    and len(self._find_annotations(record)) >= len(record.get('annotations', ()))
                     and set(record.get('has_predictions', ())) <= set(told))
 
     def _find_annotations(self, record):
@@ -273,12 +295,22 @@ class Manifest:
                 if img.get(key):
                     img[key] = [old for old in img[key]
                                 if not any(_is_same(old, asset) for asset in assets)]
-            told = img.get('has_predictions') or {}
-            for code in [*(asset['channels'] for asset in assets),
-                         *record.get('has_predictions', ())]:
-                told.pop(code, None)
+            self._retract_attrs(img, record, assets)
             self.dset.remove_annotations(self._find_annotations(record))
             self.dset._invalidate_hashid()
+
+    @staticmethod
+    def _retract_attrs(img, record, assets):
+        told = img.get('has_predictions') or {}
+        codes = {*(asset['channels'] for asset in assets), *record.get('has_predictions', ())}
+        if not codes & set(told):
+            return
+        img['has_predictions'] = {code: value for code, value in told.items() if code not in codes}
+        if not img['has_predictions']:
+            # With other predictions, what was covered cannot be told apart.
+            del img['has_predictions']
+            if record.get('region') is not None:
+                img.pop('prediction_region', None)
 
     # ---- changes -----------------------------------------------------------
 
@@ -351,18 +383,75 @@ class Manifest:
         Args:
             fpath (PathLike | None): where; default the dataset's ``fpath``.
         """
+        with self._dump_lock:
+            self._save(fpath)
+
+    def dump_if_due(self, interval, since):
+        """
+        Dump unless that was done lately, or another thread is about it.
+
+        Waits for at least 20 times as long as the last dump took, so that
+        saving takes at most 5 % of the time.
+
+        Args:
+            interval (float): seconds since the end of the last dump.
+            since (float): when the run began, by :attr:`clock`.
+
+        Returns:
+            bool: True if the manifest was saved.
+
+        Raises:
+            OSError: as :meth:`dump`; the next try waits as after a dump.
+        """
+        if not self._dump_lock.acquire(blocking=False):
+            return False
+        try:
+            due = since + interval
+            if self._last_dump is not None:
+                ended, seconds = self._last_dump
+                due = max(due, ended + max(interval, _PAUSE * seconds))
+            if self.clock() < due:
+                return False
+            self._save()
+            return True
+        finally:
+            self._dump_lock.release()
+
+    def _save(self, fpath=None):
         from cocoseg.io.commit import atomic_write
-        with self.lock:
-            fpath = os.path.abspath(os.fspath(self.dset.fpath if fpath is None else fpath))
+        is_own = fpath is None
+        fpath = self.fpath if is_own else os.path.abspath(os.fspath(fpath))
+        began = self.clock()
+        try:
             os.makedirs(os.path.dirname(fpath), exist_ok=True)
-            with atomic_write(fpath) as temporary:
-                self.dset.dump(os.fspath(temporary), temp_file=False,
-                               compress=fpath.endswith('.zip'))
+            is_zip = fpath.endswith('.zip')
+            # Not by its path, beside which kwcoco would make a temporary of its own.
+            mode, encoding = ('wb', None) if is_zip else ('w', 'utf8')
+            with atomic_write(fpath) as temporary, open(
+                    temporary, mode, encoding=encoding) as file, self.lock:
+                self.dset.dump(file, compress=is_zip)
+        finally:
+            if is_own:
+                ended = self.clock()
+                self._last_dump = (ended, ended - began)
 
 
 def _is_same(old, new):
     """Return True if two entries are of one file with the same channels."""
     return old.get('file_name') == new['file_name'] and old.get('channels') == new['channels']
+
+
+def _says(old, new):
+    """
+    Return True if an entry has all fields of another, as JSON tells them.
+
+    Example:
+        >>> _says({'a': (1, 2), 'id': 7}, {'a': [1, 2]}), _says({'a': 1}, {'a': 2})
+        (True, False)
+    """
+    old, new = ({key: json.dumps(entry.get(key), sort_keys=True, default=repr) for key in new}
+                for entry in (old, new))
+    return old == new
 
 
 def _iter_assets(img):

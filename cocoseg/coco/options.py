@@ -3,6 +3,8 @@ The settings of a stitching manager, checked once, when it is made.
 """
 from __future__ import annotations
 
+import json
+import numbers
 import os
 from dataclasses import dataclass, fields
 
@@ -148,13 +150,45 @@ class AssetOptions:
     def config_hash(self):
         """Hash of all settings; two runs with the same make the same bytes."""
         import ubelt as ub
+        return ub.hash_data(self._list_values())[0:16]
+
+    def _list_values(self):
+        """Return all settings by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         # Runs without layers have the hash that they had before there were any.
         layers = values.pop('layers')
         if layers:
             values['layers'] = [(layer.name, repr(layer), chan_code)
                                 for layer, chan_code in layers]
-        return ub.hash_data(values)[0:16]
+        return values
+
+    def describe_run(self, settings=None):
+        """
+        Return what must be the same for a run to be resumed.
+
+        Args:
+            settings (dict | None): what else changes the bytes, JSON by name.
+
+        Returns:
+            tuple[str, dict[str, str]]: the hash of all, and each as text.
+            Without ``settings`` the hash is :attr:`config_hash`.
+
+        Raises:
+            OptionError: if settings cannot be told by JSON.
+
+        Example:
+            >>> options = AssetOptions('a|b')
+            >>> config, texts = options.describe_run({'window': (64, 32)})
+            >>> texts['chan_code'], texts['settings.window']
+            ("'a|b'", '[64, 32]')
+            >>> assert config != options.describe_run()[0] == options.config_hash
+        """
+        import ubelt as ub
+        extra = _check_settings(settings)
+        texts = {name: repr(value) for name, value in self._list_values().items()}
+        texts.update({f'settings.{name}': text for name, text in extra.items()})
+        config = self.config_hash
+        return (ub.hash_data([config, sorted(extra.items())])[0:16] if extra else config), texts
 
 
 def _check_choice(name, value, choices):
@@ -171,6 +205,42 @@ def check_run_options(readiness, on_collision):
     """
     _check_choice('readiness', readiness, _READINESS)
     _check_choice('on_collision', on_collision, _COLLISIONS)
+
+
+def _check_settings(settings):
+    """Return the settings as JSON texts by name."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise OptionError(f'settings={settings!r} must be a dict with names as keys')
+    texts = {}
+    for name, value in settings.items():
+        try:
+            texts[name] = json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError) as ex:
+            raise OptionError(f'settings[{name!r}]={value!r} is no JSON value ({ex}); give '
+                              'numbers, strings, lists and dicts of them') from None
+    return texts
+
+
+def check_dump_interval(dump_interval):
+    """
+    Return the seconds between two dumps as a float, or None.
+
+    Raises:
+        OptionError: unless it is None or a number that is not negative.
+
+    Example:
+        >>> check_dump_interval(60), check_dump_interval(None)
+        (60.0, None)
+    """
+    if dump_interval is None:
+        return None
+    is_number = isinstance(dump_interval, numbers.Real) and not isinstance(dump_interval, bool)
+    if not is_number or not dump_interval >= 0:
+        raise OptionError(f'dump_interval={dump_interval!r} must be seconds, 0 or more, or None '
+                          'to leave dumping to the caller')
+    return float(dump_interval)
 
 
 def check_num_bands(num_bands, chan_code, n_channels):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cocoseg.coco.rendering import (Rendering, choose_codec, clip_values, make_rendering,
-                                    sum_values)
+from cocoseg.coco.rendering import (Rendering, ValueSum, choose_codec, clip_values,
+                                    make_rendering)
 from cocoseg.coco.streamed import StreamedPixels
 from cocoseg.stitch.soft import SoftStitcher, iter_strips
 
@@ -20,7 +20,7 @@ __all__ = ['CanvasPixels', 'StreamedPixels', 'make_pixels']
 _BLOCKSIZE = 256
 
 
-def make_pixels(image_id, shape, windows, options, canvas):
+def make_pixels(image_id, shape, windows, options, canvas, *, folder=None, executor=None):
     """
     Make what holds the pixels of an image that begins.
 
@@ -31,6 +31,7 @@ def make_pixels(image_id, shape, windows, options, canvas):
         options (AssetOptions): how the assets look.
         canvas (dict): ``device``, ``memmap``, and ``memory_budget``, a
             MemoryBudget or None.
+        folder, executor: of :class:`StreamedPixels`.
 
     Returns:
         StreamedPixels | CanvasPixels: the first if blocks can leave early.
@@ -52,7 +53,8 @@ def make_pixels(image_id, shape, windows, options, canvas):
             and str(device) == 'numpy'):
         blocksize = _BLOCKSIZE if options.prob_format == 'png' else options.prob_blocksize
         return StreamedPixels(image_id, shape, windows, options,
-                              _fit_blocksize(blocksize, shape), budget)
+                              _fit_blocksize(blocksize, shape), budget,
+                              folder=folder, executor=executor)
     # The range is for layers, which have the same format in either way.
     return CanvasPixels(SoftStitcher(
         shape, windows, dtype=options.dtype, memmap=memmap, device=device,
@@ -117,15 +119,16 @@ class CanvasPixels:
         strips = list(iter_strips(stitcher.shape))
         codec = choose_codec(options, map(stitcher.read, strips))
         data = np.empty(stitcher.shape, options.dtype if codec is None else codec.dtype)
-        n_clipped, total = 0, 0.0
+        n_clipped, total = 0, ValueSum(codec)
         for strip in strips:
             part = data[strip.slices]
             if codec is None:
                 part[...], clipped = clip_values(stitcher.read(strip), options.expected_minmax)
             else:
                 clipped = stitcher.encode(codec, strip, out=part)[1]
-            n_clipped, total = n_clipped + clipped, total + sum_values(part, codec)
-        return make_rendering(data, codec, n_clipped, total)
+            n_clipped += clipped
+            total.add(part)
+        return make_rendering(data, codec, n_clipped, total.value)
 
     def _render_layer(self, layer):
         form = self._options.describe(layer)

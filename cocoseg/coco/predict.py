@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
                     out_channels=None, space='video', batch_size=1, fit='balanced',
                     image_ids=None, short_code='pred', progress=None, prefetch=2,
-                    **manager_options):
+                    dump_interval=60.0, settings=None, **manager_options):
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 
@@ -53,6 +53,14 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         prefetch (int): batches that are read ahead of the predictor, in a
             thread, and batches that are predicted ahead of the stitching, in
             another. 0 does all in the caller's thread; the result is the same.
+        dump_interval (float | None): seconds between two times that the
+            manifest is saved while images are finished; see
+            :class:`CocoStitchingManager`. None: only at the end.
+        settings (dict | None): what else changes the bytes, JSON by name, for
+            ``resume``. Window, overlap, fit and input channels are noted
+            anyway, and the predictor if it has an identity: an attribute
+            ``config_hash`` or ``fingerprint`` (str). A function has none; give
+            ``{'predictor': 'v3'}``, which goes first.
         **manager_options: for :class:`CocoStitchingManager`, such as
             ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
             ``layers``.
@@ -70,6 +78,8 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         OptionError: for an option that cannot be used, or missing channels.
         WindowShapeError: if the predictor returns another height or width.
         AssetWriteError: if an asset cannot be written.
+        BundleBusyError: if somebody else is writing to ``dst``.
+        ResumeError: if the run to be resumed had other settings.
         Exception: whatever the predictor raises.
 
     Example:
@@ -99,13 +109,15 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     read = _WindowReader(result, channels, space, image_ids[0])
     window = as_pair(window, 'window')
     run = _BatchRunner(predictor, batch_size)
-    grids = {image_id: WindowGrid(read.get_shape(image_id), window,
-                                  _overlap_pixels(overlap, window), fit)
+    overlap = _overlap_pixels(overlap, window)
+    grids = {image_id: WindowGrid(read.get_shape(image_id), window, overlap, fit)
              for image_id in image_ids}
+    settings = _complete_settings(settings, predictor, window=list(window),
+                                  overlap=list(overlap), fit=fit, channels=read.channels)
     if out_channels is None:
         out_channels = _infer_channels(run, read, image_ids[0], grids, short_code)
-    with CocoStitchingManager(result, short_code, out_channels, space,
-                              **manager_options) as manager:
+    with CocoStitchingManager(result, short_code, out_channels, space, settings=settings,
+                              dump_interval=dump_interval, **manager_options) as manager:
         todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
         inputs = Prefetcher(_iter_inputs(read, todo, grids, batch_size), prefetch)
         with Prefetcher(_iter_predictions(run, inputs), prefetch) as steps:
@@ -146,6 +158,51 @@ def _overlap_pixels(overlap, window):
                               'as an int')
         return tuple(min(round(overlap * size), size - 1) for size in window)
     return as_pair(overlap, 'overlap')
+
+
+def _complete_settings(settings, predictor, **ours):
+    """
+    Return the settings of the caller, those of the loop, and the predictor's identity.
+
+    Example:
+        >>> _complete_settings({'model': 'v3'}, len, fit='flush')
+        {'model': 'v3', 'fit': 'flush'}
+    """
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict) or set(settings) & set(ours):
+        raise OptionError(f'settings={settings!r} must be a dict, and not with {sorted(ours)}, '
+                          'which are noted anyway')
+    identity = None if 'predictor' in settings else identify_predictor(predictor)
+    return {**settings, **ours, **({} if identity is None else {'predictor': identity})}
+
+
+def identify_predictor(predictor):
+    """
+    Return what tells a predictor from others, the same in each run, or None.
+
+    Args:
+        predictor (Predictor): may have an attribute ``config_hash`` or
+            ``fingerprint`` (str). The name of a function is not enough: what
+            it does may change.
+
+    Raises:
+        OptionError: if the attribute is no string.
+
+    Example:
+        >>> class Model:
+        ...     fingerprint = 'unet-epoch-12'
+        >>> identify_predictor(Model()), identify_predictor(len)
+        ('unet-epoch-12', None)
+    """
+    for name in ('config_hash', 'fingerprint'):
+        identity = getattr(predictor, name, None)
+        if identity is None:
+            continue
+        if not isinstance(identity, str):
+            raise OptionError(f'predictor.{name}={identity!r} must be a string that stays the '
+                              "same from run to run; or pass settings={'predictor': …}")
+        return identity
+    return None
 
 
 def _infer_channels(run, read, image_id, grids, short_code):

@@ -6,12 +6,16 @@ A predictor is any callable (h, w, B) -> (h, w, K); see
 """
 from __future__ import annotations
 
+import hashlib
 import importlib
+import logging
 import os
 
 import numpy as np
 
 from cocoseg.errors import OptionError
+
+logger = logging.getLogger(__name__)
 
 
 def load_predictor(spec, trusted=()):
@@ -39,7 +43,7 @@ def load_predictor(spec, trusted=()):
         2.0
     """
     if spec.endswith('.skops'):
-        return EstimatorPredictor(_load_skops(spec, set(trusted)))
+        return EstimatorPredictor(_load_skops(spec, set(trusted)), config_hash=_hash_file(spec))
     module_name, _, name = spec.partition(':')
     if not name or not module_name or module_name.startswith('.'):
         raise OptionError(f'predictor={spec!r} must be "package.module:function" or a path '
@@ -60,6 +64,15 @@ def load_predictor(spec, trusted=()):
     if not callable(predictor):
         raise OptionError(f'predictor={spec!r} is {predictor!r}, which cannot be called')
     return predictor
+
+
+def _hash_file(fpath):
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with open(fpath, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _load_skops(fpath, trusted):
@@ -86,6 +99,8 @@ class EstimatorPredictor:
     Args:
         estimator: fitted, with ``predict_proba`` (one channel per class) or a
             regressor's ``predict`` (one channel per output).
+        config_hash (str | None): what tells it from others, such as the hash
+            of its file. None: that of its parameters and what it has learned.
 
     Attributes:
         channels (str | None): the classes, where they make channel names.
@@ -105,8 +120,9 @@ class EstimatorPredictor:
         ('dry|wet', [[[0.75, 0.25], [nan, nan]]])
     """
 
-    def __init__(self, estimator):
+    def __init__(self, estimator, config_hash=None):
         self.estimator = estimator
+        self._config_hash = config_hash
         self.channels = None
         classes = getattr(estimator, 'classes_', None)
         if hasattr(estimator, 'predict_proba'):
@@ -119,6 +135,23 @@ class EstimatorPredictor:
         else:
             raise OptionError(f'{estimator!r} has no predict_proba; use an estimator that gives '
                               'probabilities, or a regressor')
+
+    @property
+    def config_hash(self):
+        """
+        Hash that is the same where the predictions are, or None.
+
+        Only estimators that tell their parameters, as those of scikit-learn
+        do, are hashed.
+        """
+        if self._config_hash is None and hasattr(self.estimator, 'get_params'):
+            import joblib
+            try:
+                self._config_hash = joblib.hash(self.estimator)
+            except Exception as ex:
+                # It pickles, which can fail in any way.
+                logger.info('%r cannot be told from others: %s', self.estimator, ex)
+        return self._config_hash
 
     def __call__(self, image):
         """Predict one window; see :class:`cocoseg.protocols.Predictor`."""

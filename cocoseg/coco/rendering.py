@@ -3,6 +3,7 @@ What is written of an image: its pixels as a file will hold them.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ class Rendering:
     One raster of an image as its file will hold it.
 
     Attributes:
-        data (ndarray): shape (H, W, C), codes or plain values.
+        data (ndarray | None): shape (H, W, C), codes or plain values; None if
+            they are in ``encoder``.
         codec (Quantization | None): of the codes.
         nodata (int | float): value of samples without data, maybe NaN.
         n_clipped (int): values that were outside the expected range.
         total (float): sum of the values written.
+        encoder (PyramidEncoder | None): the same, compressed already.
     """
 
     data: np.ndarray
@@ -29,6 +32,17 @@ class Rendering:
     nodata: float
     n_clipped: int = 0
     total: float = 0.0
+    encoder: Any = None
+
+    @property
+    def shape(self):
+        """(H, W, C) of the raster, px."""
+        return self.encoder.shape if self.data is None else self.data.shape
+
+    @property
+    def dtype(self):
+        """Type of its pixels."""
+        return self.encoder.dtype if self.data is None else self.data.dtype
 
 
 def make_rendering(data, codec, n_clipped, total):
@@ -39,7 +53,21 @@ def make_rendering(data, codec, n_clipped, total):
         >>> make_rendering(np.zeros((1, 1, 1), 'f4'), None, 0, 0.0).nodata
         nan
     """
-    return Rendering(data, codec, np.nan if codec is None else codec.nodata, n_clipped, total)
+    return Rendering(data, codec, get_nodata(codec), n_clipped, total)
+
+
+def get_nodata(codec):
+    """
+    Return what stands for a sample without data in a mean.
+
+    Args:
+        codec (Quantization | None): of its file; None is one of floats.
+
+    Example:
+        >>> get_nodata(None), get_nodata(Quantization(0, 1))
+        (nan, -9999)
+    """
+    return np.nan if codec is None else codec.nodata
 
 
 def choose_codec(options, parts):
@@ -87,21 +115,57 @@ def clip_values(values, minmax):
     return np.clip(values, low, high), n_clipped
 
 
-def sum_values(data, codec):
+class ValueSum:
     """
-    Return the sum of the valid values of codes or floats.
+    Sum the valid values of a raster part by part; the order does not matter.
 
     Args:
-        data (ndarray): any shape; codes, or floats with NaN where no data.
-        codec (Quantization | None): of the codes.
+        codec (Quantization | None): of the codes; None for floats.
+
+    Thread-safety: one thread at a time.
 
     Example:
-        >>> sum_values(np.array([-9999, 0, 32767], np.int16), Quantization(-1, 3))
+        >>> total = ValueSum(Quantization(-1, 3))
+        >>> total.add(np.array([-9999, 0, 32767], np.int16))
+        >>> total.value
         2.0
     """
-    if codec is None:
-        return float(np.nansum(data, dtype=np.float64))
-    n_missing = int(np.count_nonzero(data == codec.nodata))
-    n_valid = data.size - n_missing
-    codes = int(data.sum(dtype=np.int64)) - n_missing * codec.nodata
-    return (codes - n_valid * codec.quant_min) * codec.step + n_valid * float(codec.orig_min)
+
+    def __init__(self, codec):
+        self._codec = codec
+        self._n_valid = self._codes = 0
+        self._parts = []
+
+    def add(self, data):
+        """
+        Add a part.
+
+        Args:
+            data (ndarray): any shape; codes, or floats with NaN where no data.
+        """
+        self.note(self.measure(data))
+
+    def measure(self, data):
+        """Return what :meth:`note` needs of a part; from any thread."""
+        codec = self._codec
+        if codec is None:
+            return float(np.nansum(data, dtype=np.float64))
+        n_missing = int(np.count_nonzero(data == codec.nodata))
+        return (data.size - n_missing,
+                int(data.sum(dtype=np.int64)) - n_missing * codec.nodata)
+
+    def note(self, part):
+        """Add a part that was measured."""
+        if self._codec is None:
+            self._parts.append(part)
+            return
+        self._n_valid, self._codes = self._n_valid + part[0], self._codes + part[1]
+
+    @property
+    def value(self):
+        """The sum so far."""
+        codec = self._codec
+        if codec is None:
+            return math.fsum(self._parts)
+        return ((self._codes - self._n_valid * codec.quant_min) * codec.step
+                + self._n_valid * float(codec.orig_min))

@@ -1,124 +1,38 @@
 """
 The pixels of an image whose windows are declared: every block leaves early.
 
-A finished block of the mean, and of each layer, waits in a spool of its own
-until all of the image is there and the files can be written.
+A finished block of the mean, and of each layer, goes to a sink of its own,
+usually compressed at once, until all of the image is there and the files can
+be put together.
 """
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 
 import numpy as np
 
-from cocoseg.coco.rendering import (Rendering, choose_codec, clip_values, make_rendering,
-                                    sum_values)
+from cocoseg.coco.rendering import (Rendering, ValueSum, choose_codec, get_nodata,
+                                    make_rendering)
+from cocoseg.coco.sinks import EncoderSink, NoSink, SpoolSink
 from cocoseg.errors import AssetWriteError, CanvasError
 from cocoseg.stitch.soft import SoftStitcher, iter_strips
 
 logger = logging.getLogger(__name__)
 
-
-class SpoolSink:
-    """
-    The sink of one raster of an image; its spool is made when it is opened.
-
-    Args:
-        image_id (int): for messages.
-        shape (tuple[int, int, int]): (H, W, K) of the raster.
-        dtype (dtype): of its blocks.
-        minmax (tuple[float, float] | None): blocks are clipped to this range.
-        **spool_options: for :class:`~cocoseg.io.spool.BlockSpool`.
-
-    Attributes:
-        n_clipped (int): values that were outside of the range.
-
-    Thread-safety: ``write_block`` may be called from many threads.
-
-    Example:
-        >>> from cocoseg.grid.window import Window
-        >>> sink = SpoolSink(1, (2, 2, 1), 'float32', (0, 1))
-        >>> sink.open()
-        >>> sink.write_block(Window(0, 0, 2, 2), np.full((2, 2, 1), 3, 'f4'))
-        >>> sink.data.max().item(), sink.n_clipped, sink.nbytes
-        (1.0, 4, 16)
-        >>> sink.close()
-    """
-
-    def __init__(self, image_id, shape, dtype, minmax=None, **spool_options):
-        self._image_id, self._shape, self._dtype = image_id, shape, dtype
-        self._minmax, self._spool_options = minmax, spool_options
-        self._spool = None
-        self._lock = threading.Lock()
-        self.n_clipped = 0
-
-    def open(self):
-        """
-        Reserve room for all blocks. May be called again.
-
-        Raises:
-            CanvasError: if there is none.
-        """
-        from cocoseg.io.spool import BlockSpool
-        if self._spool is None:
-            try:
-                self._spool = BlockSpool(self._shape, self._dtype, **self._spool_options)
-            except CanvasError as ex:
-                raise CanvasError(ex.errno, f'image {self._image_id}: {ex.strerror}') from ex
-
-    def write_block(self, window, block):
-        """
-        Store a finished block; the stitcher calls this.
-
-        Raises:
-            AssetWriteError: if it cannot be stored.
-        """
-        try:
-            block, n_clipped = clip_values(block, self._minmax)
-            self._spool.write_block(window, block)
-        except Exception as ex:
-            raise AssetWriteError(f'the block at {window} could not be stored: {ex}',
-                                  self._image_id) from ex
-        with self._lock:
-            self.n_clipped += n_clipped
-
-    @property
-    def data(self):
-        """The raster, (H, W, K), a view; see :class:`~cocoseg.io.spool.BlockSpool`."""
-        return self._spool.data
-
-    @property
-    def nbytes(self):
-        """Bytes in RAM."""
-        return 0 if self._spool is None else self._spool.nbytes
-
-    def close(self):
-        """Free the memory and the file. May be called twice."""
-        if self._spool is not None:
-            self._spool.close()
-
-
-class _NoSink:
-    """Lets go of the blocks of a mean that nobody writes."""
-
-    nbytes = n_clipped = 0
-
-    def open(self):
-        pass
-
-    def write_block(self, window, block):
-        pass
-
-    close = open
+# Finished blocks that may wait for a disk that is full, bytes.
+_MAX_REFUSED_NBYTES = 32 << 20
 
 
 class StreamedPixels:
     """
-    Only the blocks in work, and spools for those that are finished.
+    Only the blocks in work, and sinks for those that are finished.
 
     With a known range the mean is finished as the codes of its file; else as
     floats, which are quantized when all are there. Layers are finished as
-    their files hold them.
+    their files hold them. What the file of a COG holds is compressed as it
+    comes, unless polygons are to be made of it.
 
     Args:
         image_id (int): for messages.
@@ -127,7 +41,10 @@ class StreamedPixels:
         options (AssetOptions): how the assets look.
         blocksize (int): of the blocks, px.
         memory_budget (MemoryBudget | None): for blocks in work. Finished ones
-            are in a file then, in its ``spill_dir``.
+            that are not compressed are in a file then, in its ``spill_dir``.
+        folder (PathLike | None): where compressed ones wait, best the folder
+            of the assets; None is the system's temporary folder.
+        executor (Executor | None): compresses; None is the thread that adds.
 
     Thread-safety: ``add`` may be called from many threads, the rest from one
     at a time.
@@ -142,20 +59,29 @@ class StreamedPixels:
         ...     pixels.add(window, np.eye(2)[np.ones((64, 64), int)], None)
         ...     assert pixels.stitcher.nbytes <= 64 * 64 * 2 * 8
         >>> pixels.settle()
-        >>> pixels.render().data[0, 0].tolist()
-        [0, 32767]
-        >>> pixels.render(options.assets[1].layer).data[0, 0].tolist()
-        [1]
+        >>> pixels.render().total / (256 * 64)
+        1.0
+        >>> layer = options.assets[1].layer
+        >>> pixels.render(layer).shape, pixels.render(layer).dtype.name
+        ((256, 64, 1), 'uint8')
         >>> pixels.close()
     """
 
-    def __init__(self, image_id, shape, windows, options, blocksize, memory_budget=None):
+    def __init__(self, image_id, shape, windows, options, blocksize, memory_budget=None, *,
+                 folder=None, executor=None):
         self._image_id, self._shape, self._options = image_id, shape, options
         self._spool_options = {} if memory_budget is None else {
             'ram_nbytes': 0, 'folder': memory_budget.spill_dir}
+        self._encoder_options = {
+            'folder': folder, 'executor': executor, 'compress': options.prob_compress,
+            'blocksize': options.prob_blocksize,
+            'waiting_nbytes': None if memory_budget is None else 0}
+        self._max_refused = _MAX_REFUSED_NBYTES if memory_budget is None else min(
+            _MAX_REFUSED_NBYTES, memory_budget.nbytes)
         self._streams_codes = options.codec is not None
         self._mean, self._layers = self._make_sinks()
-        self._is_open = self._has_warned = self._is_settled = self._is_closed = False
+        self._is_open = self._is_closed = self._is_drained = self._is_settled = False
+        self._has_warned = False
         self._lock = threading.Lock()
         self.stitcher = SoftStitcher(
             shape, windows, sink=self._mean, layers=self._layers, dtype=options.dtype,
@@ -165,18 +91,25 @@ class StreamedPixels:
 
     def _make_sinks(self):
         """Return the sink of the mean, and {layer: its sink}."""
-        options = self._options
-        mean = _NoSink()
-        if options.write_probs or options.write_preds:
-            mean = SpoolSink(
-                self._image_id, self._shape,
-                options.quantize_dtype if self._streams_codes else options.dtype,
-                None if options.quantize else options.expected_minmax, **self._spool_options)
-        layers = {}
+        options, layers = self._options, {}
+        mean, is_cog = NoSink(), options.prob_format == 'cog'
+        dtype = options.quantize_dtype if self._streams_codes else options.dtype
+        minmax = None if options.quantize else options.expected_minmax
+        if (is_cog and options.write_probs and not options.write_preds
+                and (self._streams_codes or not options.quantize)):
+            mean = EncoderSink(
+                self._image_id, self._shape, dtype, minmax, codec=options.codec,
+                nodata=get_nodata(options.codec), overviews=options.assets[0].overviews,
+                **self._encoder_options)
+        elif options.write_probs or options.write_preds:
+            mean = SpoolSink(self._image_id, self._shape, dtype, minmax, **self._spool_options)
         for layer, _ in options.layers:
             form = options.describe(layer)
-            layers[layer] = SpoolSink(self._image_id, (*self._shape[:2], form.n_bands),
-                                      form.dtype, **self._spool_options)
+            shape = (*self._shape[:2], form.n_bands)
+            layers[layer] = EncoderSink(
+                self._image_id, shape, form.dtype, codec=form.codec, nodata=form.nodata,
+                overviews=layer.overviews, **self._encoder_options) if is_cog else SpoolSink(
+                self._image_id, shape, form.dtype, **self._spool_options)
         return mean, layers
 
     @property
@@ -186,7 +119,8 @@ class StreamedPixels:
     @property
     def nbytes(self):
         """Bytes in RAM: blocks in work, and finished ones unless they are in a file."""
-        return self.stitcher.nbytes + sum(sink.nbytes for sink in self._sinks)
+        return self.stitcher.nbytes + sum(sink.nbytes + sink.refused_nbytes
+                                          for sink in self._sinks)
 
     def add(self, window, data, weights):
         """
@@ -196,9 +130,11 @@ class StreamedPixels:
         offered again by :meth:`settle`, which reports the error if it stays.
 
         Raises:
-            CanvasError: if there is no room; the window was not taken.
+            CanvasError: if there is no room, or much cannot be stored; the
+                window was not taken.
         """
         self._open()
+        self._check_room()
         try:
             self.stitcher.add(window, data, weights)
         except AssetWriteError as ex:
@@ -206,6 +142,20 @@ class StreamedPixels:
             logger.log(logging.DEBUG if self._has_warned else logging.WARNING,
                        'image %s: %s', self._image_id, ex)
             self._has_warned = True
+
+    def _check_room(self):
+        """Refuse windows while much of what is finished cannot be stored."""
+        nbytes = sum(sink.refused_nbytes for sink in self._sinks)
+        if nbytes <= self._max_refused:
+            return
+        for sink in self._sinks:
+            try:
+                sink.retry()
+            except Exception as ex:
+                raise CanvasError(
+                    getattr(ex, 'errno', None) or errno.EIO,
+                    f'image {self._image_id}: {nbytes} bytes of finished blocks cannot be stored '
+                    f'({ex}); mend that, and give this window again') from ex
 
     def _open(self):
         """Reserve room for the finished blocks, with the first window."""
@@ -224,7 +174,11 @@ class StreamedPixels:
             AssetWriteError: if a block cannot be stored; call again to retry.
         """
         if not self._is_settled:
-            self.stitcher.finalize()
+            if not self._is_drained:
+                self.stitcher.finalize()
+                self._is_drained = True
+            for sink in self._sinks:
+                sink.settle()
             self._is_settled = True
 
     def render(self, layer=None):
@@ -235,16 +189,23 @@ class StreamedPixels:
             layer (Layer | None): one of ``options.layers``; None is the mean.
         """
         if layer is not None:
-            form = self._options.describe(layer)
-            return Rendering(self._layers[layer].data, form.codec, form.nodata)
-        data, options = self._mean.data, self._options
+            form, sink = self._options.describe(layer), self._layers[layer]
+            if isinstance(sink, EncoderSink):
+                return Rendering(None, form.codec, form.nodata, encoder=sink.encoder)
+            return Rendering(sink.data, form.codec, form.nodata)
+        options, n_clipped = self._options, self._mean.n_clipped + self.stitcher.n_clipped
+        if isinstance(self._mean, EncoderSink):
+            return Rendering(None, options.codec, get_nodata(options.codec), n_clipped,
+                             self._mean.total, self._mean.encoder)
+        data = self._mean.data
         strips = list(iter_strips(self._shape))
         codec = choose_codec(options, (data[strip.slices] for strip in strips))
-        n_clipped = self._mean.n_clipped + self.stitcher.n_clipped
         if codec is not None and not self._streams_codes:
             data, n_clipped = self._quantize(codec, strips)
-        total = sum(sum_values(data[strip.slices], codec) for strip in strips)
-        return make_rendering(data, codec, n_clipped, total)
+        total = ValueSum(codec)
+        for strip in strips:
+            total.add(data[strip.slices])
+        return make_rendering(data, codec, n_clipped, total.value)
 
     def _quantize(self, codec, strips):
         """Return the codes of the floats in the spool, and how many were clipped."""

@@ -119,7 +119,9 @@ def list_codecs(driver='COG'):
 
 def _coerce_name(compress, driver):
     """Return GDAL's name of a codec that it has."""
-    name = compress.strip().upper() if isinstance(compress, str) else compress
+    if compress is not None and not isinstance(compress, str):
+        raise OptionError(f'compress={compress!r} must be the name of a codec, or None')
+    name = compress and compress.strip().upper()
     name = _ALIASES.get(name, name)
     known = list_codecs(driver)
     if name in _LOSSY:

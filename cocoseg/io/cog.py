@@ -9,6 +9,7 @@ then gets its name. GDAL judges such files, it does not write them.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,7 @@ from cocoseg.errors import CocosegError, CogError, ImageClosedError, OptionError
 from cocoseg.grid.window import Window
 from cocoseg.io.codecs import Codec
 from cocoseg.io.commit import as_write_error, atomic_write, refusing
-from cocoseg.io.dataset import RasterMeta, as_bands, check_dtype
+from cocoseg.io.dataset import RasterMeta, as_bands, check_dtype, check_mask
 from cocoseg.io.overviews import check_method
 from cocoseg.io.pyramid import PyramidEncoder
 from cocoseg.io.tile_spool import write_all
@@ -27,6 +28,8 @@ from cocoseg.io.verify import CogReport, verify_cog
 __all__ = ['CogReport', 'CogWriter', 'write_cog']
 
 _INTERLEAVES = ('pixel', 'band')
+# Limits of TIFF, and of GDAL.
+_MAX_SIDE, _MAX_BANDS = 2 ** 31 - 1, 2 ** 16 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +74,19 @@ class CogOptions:
             check_method(overviews)
         if interleave not in _INTERLEAVES:
             raise OptionError(f'interleave={interleave!r} is unknown; use one of {_INTERLEAVES}')
-        if bigtiff not in (None, True, False):
+        if bigtiff is not None and not isinstance(bigtiff, bool):
             raise OptionError(f'bigtiff={bigtiff!r} must be True, False, or None (as needed)')
         if num_threads is None:
             num_threads = count_cpus()
         check_num_threads(num_threads)
         return cls(codec, int(blocksize), overviews, interleave, bigtiff, int(num_threads))
 
-    def make_encoder(self, shape, dtype, folder, nodata, executor):
+    def make_encoder(self, shape, dtype, folder, nodata, executor, waiting_nbytes=None):
         """Return a :class:`~cocoseg.io.pyramid.PyramidEncoder` for one image."""
         return PyramidEncoder(
             shape, dtype, self.codec, folder, blocksize=self.blocksize,
             overviews=self.overviews, nodata=nodata, interleave=self.interleave,
-            executor=executor, num_threads=self.num_threads)
+            executor=executor, num_threads=self.num_threads, waiting_nbytes=waiting_nbytes)
 
 
 class CogWriter:
@@ -111,6 +114,7 @@ class CogWriter:
     Raises:
         OptionError: if an option cannot be honoured; nothing was touched.
         BandCountError: if a sequence does not have one entry per band.
+        FileNotFoundError: if the folder does not exist.
         MissingDependencyError: without GDAL.
 
     Thread-safety: ``write_block`` may be called from any thread.
@@ -132,18 +136,24 @@ class CogWriter:
     def __init__(self, fpath, shape, dtype, *, nodata=None, crs=None, transform=None,
                  channels=None, scale=None, offset=None, metadata=None, **options):
         self.fpath = os.fspath(fpath)
+        # Stays there if the process goes to another folder meanwhile.
+        self._target = os.path.abspath(self.fpath)
         self.shape = _coerce_shape(shape)
-        self.dtype = np.dtype(dtype).newbyteorder('=')
-        unknown = sorted(set(options) - set(CogOptions.coerce.__kwdefaults__))
+        self.dtype = _coerce_dtype(dtype)
+        known = CogOptions.coerce.__kwdefaults__
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            raise OptionError(f'CogWriter has no options {unknown}')
+            raise OptionError(f'CogWriter has no options {unknown}; beside those of the pixels '
+                              f'it has {sorted(known)}')
         self._options = CogOptions.coerce(self.dtype, **options)
         self._meta = RasterMeta.coerce(
             self.dtype, self.shape[2], nodata=nodata, crs=crs, transform=transform,
             channels=channels, scale=scale, offset=offset, metadata=metadata)
         self._pool = (ThreadPoolExecutor(self._options.num_threads, 'cocoseg-cog')
                       if self._options.num_threads > 1 else None)
-        folder = os.path.dirname(os.path.abspath(self.fpath))
+        folder = os.path.dirname(self._target)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, 'no such folder', folder)
         self._encoder = self._options.make_encoder(
             self.shape, self.dtype, folder, self._meta.nodata, self._pool)
         self.report = None
@@ -175,6 +185,7 @@ class CogWriter:
                 was not taken. Mend the cause and give it again.
         """
         window = Window.coerce(window, self.shape)
+        check_mask(block)
         block = np.asarray(block)
         if block.ndim == 2 and self.shape[2] == 1:
             block = block[:, :, None]
@@ -209,8 +220,9 @@ class CogWriter:
             raise ImageClosedError(f'the writer of {self.fpath} was aborted; make a new one')
         if self.report is None:
             finish(self._encoder, self.fpath, fill_missing)
-            self.report = write_encoded(self.fpath, self._encoder, self._meta,
-                                        self._options.bigtiff)
+            report = write_encoded(self._target, self._encoder, self._meta,
+                                   self._options.bigtiff)
+            self.report = dataclasses.replace(report, path=self.fpath)
             self._release()
         return self.report
 
@@ -230,7 +242,7 @@ class CogWriter:
 
     def __exit__(self, exc_type, exc, traceback):
         try:
-            if exc_type is None:
+            if exc_type is None and not self._is_aborted:
                 self.close()
         finally:
             self.abort()
@@ -414,12 +426,24 @@ def _check_report(report, encoder, meta):
 
 def _coerce_shape(shape):
     """Return (H, W, C)."""
-    shape = tuple(shape)
-    if len(shape) == 2:
-        shape = (*shape, 1)
-    if len(shape) != 3 or not all(_is_whole(size) and size >= 1 for size in shape):
-        raise OptionError(f'shape={shape} must be (H, W) or (H, W, C), each at least 1')
-    return tuple(int(size) for size in shape)
+    sizes = tuple(shape) if isinstance(shape, (tuple, list, np.ndarray)) else ()
+    if len(sizes) == 2:
+        sizes = (*sizes, 1)
+    if (len(sizes) != 3 or not all(_is_whole(size) and size >= 1 for size in sizes)
+            or max(sizes) > _MAX_SIDE or sizes[2] > _MAX_BANDS):
+        raise OptionError(f'shape={shape!r} must be (H, W) or (H, W, C), each at least 1 and what '
+                          f'a TIFF can hold: {_MAX_SIDE} px a side, {_MAX_BANDS} bands')
+    return tuple(int(size) for size in sizes)
+
+
+def _coerce_dtype(dtype):
+    """Return the type of the pixels, in the byte order of this machine."""
+    try:
+        if dtype is None:
+            raise TypeError('it is None')
+        return np.dtype(dtype).newbyteorder('=')
+    except TypeError as ex:
+        raise OptionError(f'dtype={dtype!r} is no type of pixels ({ex})') from ex
 
 
 def count_cpus():

@@ -44,9 +44,22 @@ def _place():
     return hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:8]
 
 
+def make_suffix():
+    """
+    Return a fresh end of a name, by which a file without use is swept later.
+
+    Example:
+        >>> from cocoseg.io.commit import make_suffix
+        >>> import os
+        >>> make_suffix().split('.')[1] == str(os.getpid())
+        True
+    """
+    return f'.{os.getpid()}.{_place()}{secrets.token_hex(4)}.tmp'
+
+
 def _temporary_path(final):
     """Return a fresh hidden sibling of ``final`` whose name the disk accepts."""
-    tail = f'.{os.getpid()}.{_place()}{secrets.token_hex(4)}.tmp'
+    tail = make_suffix()
     room = _MAX_NAME_BYTES - len(tail) - 1 - max(map(len, _SIDECARS))
     stem = os.fsencode(final.name)[:room].decode('utf-8', 'ignore')
     return final.with_name(f'.{stem}{tail}')
@@ -64,8 +77,8 @@ def _fsync_path(path, flags=os.O_RDONLY):
         os.close(fd)
 
 
-def _fsync_folder(folder):
-    """Make a rename durable, where the system can flush a folder."""
+def fsync_folder(folder):
+    """Make changes of the names in a folder durable, where the system can flush it."""
     if os.name == 'nt':
         return
     try:
@@ -155,7 +168,7 @@ def atomic_write(fpath, *, verify=None):
     if replaced:
         for suffix in ('.ovr', '.msk', '.aux.xml'):
             _unlink_quietly(f'{final}{suffix}')
-    _fsync_folder(final.parent)
+    fsync_folder(final.parent)
 
 
 def as_write_error(path, cause):
@@ -220,6 +233,29 @@ def _is_orphan(path, match, foreign_age_s):
         return False
 
 
+def list_orphans(folder, foreign_age_s=_ONE_WEEK):
+    """
+    List the temporaries that killed processes left in one folder.
+
+    Args:
+        folder, foreign_age_s: of :func:`sweep_temporaries`, which removes them.
+
+    Returns:
+        list[str]: their paths, sorted.
+
+    Example:
+        >>> from cocoseg.io.commit import list_orphans
+        >>> list_orphans('no_such_folder')
+        []
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    matches = [(os.path.join(folder, name), _TEMPORARY.match(name)) for name in names]
+    return [path for path, match in matches if match and _is_orphan(path, match, foreign_age_s)]
+
+
 def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
     """
     Remove the temporaries that killed processes left in one folder.
@@ -250,16 +286,7 @@ def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
         >>>         removed = sweep_temporaries(folder)
         >>>         assert removed == [orphan] and temp.exists()
     """
-    removed = []
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return removed
-    for name in names:
-        match = _TEMPORARY.match(name)
-        path = os.path.join(folder, name)
-        if match and _is_orphan(path, match, foreign_age_s) and _unlink_quietly(path):
-            removed.append(path)
+    removed = [path for path in list_orphans(folder, foreign_age_s) if _unlink_quietly(path)]
     if removed:
         logger.info('removed %d abandoned temporary files from %s', len(removed), folder)
     return removed

@@ -8,6 +8,7 @@ caller's array without copying it.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,19 @@ def check_dtype(dtype):
                           f'them first, to one of {list(_GDAL_TYPES)}')
 
 
+def check_mask(data):
+    """
+    Raise OptionError for a masked array, whose mask would be lost.
+
+    Example:
+        >>> from cocoseg.io.dataset import check_mask
+        >>> check_mask(np.zeros(3))
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        raise OptionError(
+            'data is a masked array; fill the masked pixels with the nodata value first')
+
+
 def as_bands(data):
     """
     Return pixels as (H, W, C), without a copy.
@@ -78,9 +92,7 @@ def as_bands(data):
         >>> as_bands(np.zeros((4, 5), np.int8)).shape
         (4, 5, 1)
     """
-    if isinstance(data, np.ma.MaskedArray):
-        raise OptionError(
-            'data is a masked array; fill the masked pixels with the nodata value first')
+    check_mask(data)
     pixels = np.asarray(data)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -193,6 +205,8 @@ def _coerce_nodata(nodata, dtype):
     """Return nodata as the very value that a pixel would hold."""
     if nodata is None:
         return None
+    if isinstance(nodata, (bool, np.bool_)) or not isinstance(nodata, numbers.Real):
+        raise OptionError(f'nodata={nodata!r} must be a number')
     if dtype.kind == 'f':
         with np.errstate(over='ignore'):
             value = float(dtype.type(nodata))
@@ -289,6 +303,10 @@ def _coerce_per_band(what, value, n_bands):
 def _coerce_metadata(metadata):
     """Return metadata as pairs of storable texts."""
     pairs = tuple((metadata or {}).items())
+    resolutions = {'TIFFTAG_XRESOLUTION', 'TIFFTAG_YRESOLUTION'} & set(metadata or ())
+    if resolutions and 'TIFFTAG_RESOLUTIONUNIT' not in metadata:
+        raise OptionError(f'metadata has {sorted(resolutions)}, which GDAL only stores with '
+                          "TIFFTAG_RESOLUTIONUNIT; give it, too ('1' none, '2' inch, '3' cm)")
     for key, value in pairs:
         _check_text('a metadata key', key)
         _check_text(f'the metadata value of {key!r}', value)

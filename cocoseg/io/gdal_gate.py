@@ -169,6 +169,25 @@ def close_dataset(dataset):
             dataset.this = None
 
 
+def memory_file_exists(name):
+    """
+    Return True if there is a file in GDAL's memory.
+
+    Args:
+        name (str): a path that begins with '/vsimem/'.
+
+    Example:
+        >>> from cocoseg.io.gdal_gate import memory_file_exists
+        >>> memory_file_exists('/vsimem/no_such_file')
+        False
+    """
+    try:
+        return require_gdal().VSIStatL(name) is not None
+    except RuntimeError:
+        # So says GDAL where the user has switched its exceptions on.
+        return False
+
+
 def read_memory_file(name):
     """
     Return the bytes of a file in GDAL's memory.

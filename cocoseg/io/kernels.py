@@ -83,8 +83,12 @@ def _mean_row_with_nodata(upper, lower, n_bands, nodata, substitute, out):
 
 
 @njit(nogil=True, cache=True, error_model='numpy')
-def _kernel_mean_floats(src, has_nodata, nodata, substitute, sums, counts, out):
-    """Halve ``src`` by the mean of the valid pixels of each 2 x 2 square."""
+def _kernel_mean_floats(src, has_nodata, nodata, substitute, scale, sums, counts, out):
+    """
+    Halve ``src`` by the mean of the valid pixels of each 2 x 2 square.
+
+    Sums are of values times ``scale``, a power of two.
+    """
     height, width, n_bands = src.shape
     n_values = width * n_bands
     for y in range(out.shape[0]):
@@ -93,14 +97,14 @@ def _kernel_mean_floats(src, has_nodata, nodata, substitute, sums, counts, out):
         for i in range(n_values):
             value = row[i]
             ok = _is_valid(value, has_nodata, nodata)
-            sums[i] = value if ok else 0
+            sums[i] = value * scale if ok else 0
             counts[i] = 1 if ok else 0
         if 2 * y + 1 < height:
             row = src[2 * y + 1].reshape(n_values)
             for i in range(n_values):
                 value = row[i]
                 ok = _is_valid(value, has_nodata, nodata)
-                sums[i] += value if ok else 0
+                sums[i] += value * scale if ok else 0
                 counts[i] += 1 if ok else 0
         for x in range(out.shape[1]):
             for c in range(n_bands):
@@ -113,7 +117,7 @@ def _kernel_mean_floats(src, has_nodata, nodata, substitute, sums, counts, out):
                 if count == 0:
                     out[y, x, c] = nodata
                     continue
-                out[y, x, c] = total / count
+                out[y, x, c] = total / count / scale
                 if has_nodata and out[y, x, c] == nodata:
                     out[y, x, c] = substitute
 
@@ -127,6 +131,12 @@ def _kernel_mode(src, has_nodata, nodata, out):
         for x in range(out.shape[1]):
             x_stop = min(2 * x + 2, width)
             for c in range(n_bands):
+                first = src[2 * y, 2 * x, c]
+                if (src[y_stop - 1, 2 * x, c] == first and src[2 * y, x_stop - 1, c] == first
+                        and src[y_stop - 1, x_stop - 1, c] == first):
+                    # Inside of an object, which is nearly everywhere.
+                    out[y, x, c] = first
+                    continue
                 best = nodata
                 best_count = 0
                 for yy in range(2 * y, y_stop):

@@ -20,12 +20,15 @@ class Level:
             before each tile in the spool.
         counts (ndarray): int64, the same shape: bytes of each tile without
             its marks; 0 where it did not come yet.
+        is_done (ndarray): bool, shape (rows, columns): tiles that have handed
+            their half on.
     """
 
     def __init__(self, shape, blocksize, n_planes):
         self.grid = BlockGrid(shape, blocksize)
         self.offsets = np.zeros((n_planes, *self.grid.grid_shape), np.int64)
         self.counts = np.zeros((n_planes, *self.grid.grid_shape), np.int64)
+        self.is_done = np.zeros(self.grid.grid_shape, bool)
 
     @property
     def shape(self):
@@ -34,8 +37,11 @@ class Level:
 
     def iter_pieces(self):
         """Yield (offset, bytes) of each tile with its marks, in the order of the file."""
-        for offset, count in zip(self.offsets.ravel().tolist(), self.counts.ravel().tolist()):
-            yield offset, count + 2 * MARK
+        # Row by row, because numbers of Python take more memory than those of numpy.
+        rows = (-1, self.offsets.shape[2])
+        for offsets, counts in zip(self.offsets.reshape(rows), self.counts.reshape(rows)):
+            for offset, count in zip(offsets.tolist(), counts.tolist()):
+                yield offset, count + 2 * MARK
 
 
 def iter_z_order(grid_shape):

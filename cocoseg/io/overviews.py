@@ -10,6 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from cocoseg.errors import OptionError
+from cocoseg.io.packing import is_constant
+
+# px; of an image that may do without overviews.
+_MAX_BARE_SIDE = 512
 
 METHODS = ('average', 'nearest', 'mode')
 
@@ -17,6 +21,9 @@ METHODS = ('average', 'nearest', 'mode')
 def compute_overview_shapes(shape, blocksize):
     """
     List the sizes of the levels until one fits in a tile.
+
+    An image of more than 512 px has at least one, also if it is a single tile:
+    GDAL's validator and rio-cogeo's want that.
 
     Args:
         shape (tuple[int, int]): (H, W) of the full image, px; more entries
@@ -36,7 +43,7 @@ def compute_overview_shapes(shape, blocksize):
     """
     height, width = shape[:2]
     shapes = []
-    while max(height, width) > blocksize:
+    while max(height, width) > (blocksize if shapes else min(blocksize, _MAX_BARE_SIDE)):
         height, width = -(-height // 2), -(-width // 2)
         shapes.append((height, width))
     return shapes
@@ -48,6 +55,14 @@ def _substitute(dtype, nodata):
         top = dtype.type(np.finfo(dtype).max)
         return np.nextafter(nodata, top if nodata < top else -top, dtype=dtype)
     return dtype.type(int(nodata) + (1 if nodata < np.iinfo(dtype).max else -1))
+
+
+def _find_scale(src):
+    """Return what keeps the sum of four values within a double."""
+    if src.dtype.itemsize < 8:
+        return 1.0
+    top = np.finfo(src.dtype).max
+    return 0.25 if (np.isfinite(src) & (np.abs(src) > top / 4)).any() else 1.0
 
 
 def reduce_by_two(data, method='average', nodata=None):
@@ -85,7 +100,7 @@ def reduce_by_two(data, method='average', nodata=None):
     """
     check_method(method)
     if method == 'nearest':
-        return np.ascontiguousarray(data[::2, ::2])
+        return data[::2, ::2].copy()
     from cocoseg.io import kernels
     src = np.ascontiguousarray(data)
     height, width, n_bands = src.shape
@@ -94,6 +109,10 @@ def reduce_by_two(data, method='average', nodata=None):
     # NaN is invalid anyway, and is what an all-NaN square becomes.
     has_nodata = nodata is not None and nodata == nodata
     fill = dtype.type(nodata if has_nodata else np.nan if dtype.kind == 'f' else 0)
+    if is_constant(src):
+        value = src[0, 0, 0]
+        out[...] = value if value == value else fill
+        return out
     if method == 'mode':
         kernels._kernel_mode(src, has_nodata, fill, out)
         return out
@@ -101,7 +120,8 @@ def reduce_by_two(data, method='average', nodata=None):
     if dtype.kind == 'f':
         sums = np.empty(width * n_bands, np.float64)
         counts = np.empty(width * n_bands, np.uint8)
-        kernels._kernel_mean_floats(src, has_nodata, fill, substitute, sums, counts, out)
+        kernels._kernel_mean_floats(
+            src, has_nodata, fill, substitute, _find_scale(src), sums, counts, out)
     else:
         # Four values of 16 bits have a sum of 18.
         sums = np.empty(width * n_bands, np.int32 if dtype.itemsize <= 2 else np.int64)

@@ -25,6 +25,7 @@ from cocoseg.grid.window import Window
 from cocoseg.io.levels import MARK, Level, iter_z_order
 from cocoseg.io.overviews import compute_overview_shapes, reduce_by_two
 from cocoseg.io.tile_codec import TileCodec
+from cocoseg.io.tile_intake import TileIntake
 from cocoseg.io.tile_spool import TileSpool
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class PyramidEncoder:
         executor (Executor | None): runs the compression, and may be shared;
             None compresses in the thread of the caller.
         num_threads (int): how many threads of it are to be kept busy.
+        waiting_nbytes (int | None): bytes in RAM for quarters of overview
+            tiles that wait for their neighbours; None is 24 MiB.
 
     Attributes:
         levels (list[Level]): the full image, then overviews, fine to coarse.
@@ -79,7 +82,8 @@ class PyramidEncoder:
     """
 
     def __init__(self, shape, dtype, codec, folder, *, blocksize=256, overviews='average',
-                 nodata=None, interleave='pixel', executor=None, num_threads=1):
+                 nodata=None, interleave='pixel', executor=None, num_threads=1,
+                 waiting_nbytes=None):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.codec, self.blocksize, self.interleave = codec, blocksize, interleave
         self.nodata = nodata
@@ -90,23 +94,26 @@ class PyramidEncoder:
         self._reduce = partial(reduce_by_two, method=overviews, nodata=nodata)
         self._spool = TileSpool(folder)
         self._executor = executor
-        tile_nbytes = blocksize * blocksize * self.shape[2] * self.dtype.itemsize
-        self._max_in_flight = max(_IN_FLIGHT_PER_THREAD * num_threads * tile_nbytes,
+        self._tile_nbytes = blocksize * blocksize * self.shape[2] * self.dtype.itemsize
+        self._max_in_flight = max(_IN_FLIGHT_PER_THREAD * num_threads * self._tile_nbytes,
                                   _LEAST_IN_FLIGHT_NBYTES)
-        self._whole = np.zeros(self.levels[0].grid.grid_shape, bool)
-        self._parts, self._parents = {}, {}
-        self._waiting_nbytes = self._in_flight_nbytes = self._n_running = 0
-        self._failed = []
+        self._parents = {}
+        self._max_waiting = _WAITING_NBYTES if waiting_nbytes is None else waiting_nbytes
+        self._waiting_nbytes = self._n_writers = 0
+        # Work that is not done, by id; places of jobs that run, with their bytes.
+        self._todo, self._jobs = {}, {}
         self._is_closed = False
-        self._changed = threading.Condition()
+        # Reentrant, because a job may end while it is being submitted.
+        self._changed = threading.Condition(threading.RLock())
+        self._intake = TileIntake(self.levels[0].grid, self.shape[2], self.dtype, self._changed)
 
     @property
     def nbytes(self):
         """Bytes in RAM, but for the scratch memory of the threads."""
         with self._changed:
-            return (self._spool.nbytes + self._waiting_nbytes + self._in_flight_nbytes
-                    + sum(part.nbytes for part in self._parts.values())
-                    + sum(failure.nbytes for failure in self._failed))
+            return (self._spool.nbytes + self._waiting_nbytes
+                    + self._intake.nbytes
+                    + sum(work.nbytes for work in self._todo.values()))
 
     # ---- taking blocks -------------------------------------------------------
 
@@ -131,30 +138,51 @@ class PyramidEncoder:
         """
         self._check(window, block)
         self.retry()
-        parts = self._reserve(window)
-        while parts:
-            try:
-                tile = self._copy_part(*parts[0], block)
-            except BaseException:
-                self._release(parts)
-                raise
-            index, _, _ = parts.pop(0)
-            if tile is not None:
-                self._submit([(index, tile)])
-
-    def _copy_part(self, index, in_tile, in_block, block):
-        """Copy what a block holds of a tile; return the tile if it is whole now."""
-        if in_tile is None:
-            return np.array(block[in_block], self.dtype, order='C')
-        part = self._parts[index]
-        if not part.fill(in_tile, block[in_block], self._changed):
-            return None
         with self._changed:
-            return self._parts.pop(index).pixels
+            self._check_open()
+            self._n_writers += 1
+        try:
+            parts = self._intake.reserve(window)
+            try:
+                while parts:
+                    self._take_part(parts, block)
+            except BaseException:
+                # Whatever it was, an interrupt or too little memory: when the
+                # block is given again, it goes on here.
+                self._intake.interrupt(window, parts)
+                raise
+        finally:
+            with self._changed:
+                self._n_writers -= 1
+                self._changed.notify_all()
 
-    def _check(self, window, block):
+    def _take_part(self, parts, block):
+        """Copy what a block holds of the first tile, and compress that if it is whole."""
+        index, in_tile, in_block = parts[0]
+        if in_tile is None:
+            place = self._admit(self._tile_nbytes)
+            try:
+                tile = np.array(block[in_block], self.dtype, order='C')
+                works = self._register([(index, tile)])
+                parts.pop(0)
+            except BaseException:
+                self._dismiss(place)
+                raise
+            self._start(works, place)
+            return
+        tile = self._intake.fill(index, in_tile, block[in_block])
+        works = [] if tile is None else self._register([(index, tile)])
+        parts.pop(0)
+        if works:
+            self._intake.forget(index)
+            self._start(works, self._admit(tile.nbytes))
+
+    def _check_open(self):
         if self._is_closed:
             raise ImageClosedError('this writer was closed; it takes no more blocks')
+
+    def _check(self, window, block):
+        self._check_open()
         expected = (*window.shape, self.shape[2])
         if block.shape != expected or block.dtype.newbyteorder('=') != self.dtype:
             raise WindowShapeError(
@@ -162,39 +190,6 @@ class PyramidEncoder:
                 f'needs {expected} and {self.dtype}')
         if window.is_empty or not Window.from_shape(self.shape).contains(window):
             raise CoverageError(f'{window} is not inside the image of shape {self.shape}')
-
-    def _reserve(self, window):
-        """Note that a window comes: all of it, or nothing if a pixel came before."""
-        found = []
-        with self._changed:
-            for index, in_tile, in_block in self.levels[0].grid.iter_slices(window):
-                height, width = self.levels[0].grid.get(index).core.shape
-                part = self._parts.get(index)
-                if self._whole[index] or part is not None and part.covered[in_tile].any():
-                    raise CoverageError(f'{window} meets pixels that were written before; give '
-                                        'each pixel once')
-                is_whole = (in_tile[0].stop - in_tile[0].start == height
-                            and in_tile[1].stop - in_tile[1].start == width)
-                found.append((index, None if is_whole else in_tile, in_block, (height, width)))
-            for index, in_tile, _, shape in found:
-                if in_tile is None:
-                    self._whole[index] = True
-                else:
-                    part = self._parts.get(index)
-                    if part is None:
-                        part = self._parts[index] = _PartialTile(
-                            (*shape, self.shape[2]), self.dtype)
-                    part.covered[in_tile] = True
-                    self._whole[index] = part.covered.all()
-        return [entry[:3] for entry in found]
-
-    def _release(self, parts):
-        """Take back the note that parts of a window come."""
-        with self._changed:
-            for index, in_tile, _ in parts:
-                self._whole[index] = False
-                if in_tile is not None:
-                    self._parts[index].covered[in_tile] = False
 
     def write_image(self, data):
         """
@@ -207,9 +202,8 @@ class PyramidEncoder:
             data (ndarray): of this encoder's shape and dtype, in any layout.
         """
         self._check(Window.from_shape(self.shape), data)
-        self._whole[...] = True
-        tile_nbytes = self.blocksize ** 2 * self.shape[2] * self.dtype.itemsize
-        per_job = max(1, _LEAST_IN_FLIGHT_NBYTES // 4 // tile_nbytes)
+        self._intake.mark_all()
+        per_job = max(1, _LEAST_IN_FLIGHT_NBYTES // 4 // self._tile_nbytes)
         grid, batch = self.levels[0].grid, []
         for index in iter_z_order(grid.grid_shape):
             batch.append((index, data[grid.get(index).core.slices]))
@@ -223,102 +217,146 @@ class PyramidEncoder:
 
     def _submit(self, tiles):
         """Compress tiles, in the threads if there are any."""
-        if not tiles:
-            return
-        nbytes = sum(tile.nbytes for _, tile in tiles)
+        place = self._admit(sum(tile.nbytes for _, tile in tiles))
+        self._start(self._register(tiles), place)
+
+    def _admit(self, nbytes):
+        """Wait for a place among the jobs that may run at a time, and take it."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._in_flight_nbytes or (
-                self._in_flight_nbytes + nbytes <= self._max_in_flight))
-            self._in_flight_nbytes += nbytes
-            self._n_running += 1
+            self._changed.wait_for(lambda: self._is_closed or not self._jobs or (
+                sum(self._jobs.values()) + nbytes <= self._max_in_flight))
+            self._check_open()
+            place = object()
+            self._jobs[place] = nbytes
+        return place
+
+    def _dismiss(self, place, job=None):
+        with self._changed:
+            self._jobs.pop(place, None)
+            self._changed.notify_all()
+
+    def _register(self, tiles):
+        """Put the work of tiles on the list: from now on they cannot be lost."""
+        works = [_Work(0, index, tile.nbytes, tile=tile) for index, tile in tiles]
+        with self._changed:
+            self._todo.update((id(work), work) for work in works)
+        return works
+
+    def _start(self, works, place):
+        """Do work, in the threads if there are any; then leave the place among the jobs."""
         if self._executor is not None:
             try:
-                self._executor.submit(self._run, tiles, nbytes)
+                job = self._executor.submit(self._run, works)
+                # Also called for a job that was cancelled.
+                job.add_done_callback(partial(self._dismiss, place))
                 return
             except RuntimeError as ex:
                 logger.debug('the threads that compress take no more (%s)', ex)
-        self._run(tiles, nbytes)
-
-    def _run(self, tiles, nbytes):
+            except BaseException:
+                self._dismiss(place)
+                raise
         try:
-            for index, tile in tiles:
-                self._attempt(partial(self._finish_tile, 0, index, tile), tile.nbytes)
+            self._run(works)
         finally:
-            with self._changed:
-                self._in_flight_nbytes -= nbytes
-                self._n_running -= 1
-                self._changed.notify_all()
+            self._dismiss(place)
 
-    def _attempt(self, work, nbytes):
-        """Do a piece of work that may be done again; keep it if it fails."""
-        if self._is_closed:
-            return
-        try:
-            work()
-        except Exception as ex:
-            self._keep(ex, work, nbytes)
+    def _run(self, works):
+        for work in works:
+            self._attempt(work)
 
-    def _keep(self, error, work, nbytes):
-        with self._changed:
-            self._failed.append(_Failure(error, work, nbytes))
+    def _attempt(self, work):
+        """
+        Do a piece of work, and what follows from it.
 
-    def _finish_tile(self, number, index, tile):
-        """Compress a tile and store it, and hand its half to the level above."""
+        It is on the list until it is done: whatever ends it before, even an
+        interrupt, it can be done again.
+
+        Returns:
+            Exception | None: why it failed.
+        """
+        while work is not None and not self._is_closed:
+            try:
+                work = self._do(work)
+            except Exception as ex:
+                work.error = ex
+                return ex
+        return None
+
+    def _do(self, work):
+        """Compress a tile, store it, hand its half on; return the work that follows."""
+        level, tile = self.levels[work.number], work.tile
+        if tile is None:
+            tile = self._join(work)
         tile = np.ascontiguousarray(tile, self.dtype)
-        level = self.levels[number]
-        for plane, payload in enumerate(self._tile_codec.iter_payloads(tile)):
-            payload = memoryview(payload)
-            count = payload.nbytes
-            leader = count.to_bytes(MARK, 'little')
-            trailer = bytes(payload[-MARK:]).rjust(MARK, b'\0')
-            level.offsets[(plane, *index)] = self._spool.append([leader, payload, trailer])
-            level.counts[(plane, *index)] = count
-        if number + 1 < len(self.levels):
-            self._offer(number + 1, index, self._reduce(tile))
+        if not level.counts[(-1, *work.index)]:
+            for plane, payload in enumerate(self._tile_codec.iter_payloads(tile)):
+                if not level.counts[(plane, *work.index)]:
+                    self._store(level, (plane, *work.index), memoryview(payload))
+        item = None
+        if work.number + 1 < len(self.levels):
+            item = self._keep(self._reduce(tile))
+        return self._hand_on(work, item)
 
-    def _offer(self, number, index, quarter):
-        """Give a quarter to a tile of an overview, and finish it if that was the last."""
-        (row, column), grid = index, self.levels[number].grid
-        parent_index = (row // 2, column // 2)
+    def _store(self, level, place, payload):
+        leader = payload.nbytes.to_bytes(MARK, 'little')
+        trailer = bytes(payload[-MARK:]).rjust(MARK, b'\0')
+        level.offsets[place] = self._spool.append([leader, payload, trailer])
+        level.counts[place] = payload.nbytes
+
+    def _keep(self, quarter):
+        """Return a quarter as it waits: itself, or where it is in the spool."""
         with self._changed:
-            in_ram = self._waiting_nbytes + quarter.nbytes <= _WAITING_NBYTES
-            self._waiting_nbytes += quarter.nbytes if in_ram else 0
-        item = quarter if in_ram else _Spooled(
-            self._spool.append([quarter.reshape(-1).view(np.uint8)]), quarter.shape)
+            if self._waiting_nbytes + quarter.nbytes <= self._max_waiting:
+                self._waiting_nbytes += quarter.nbytes
+                return quarter
+        data = quarter.reshape(-1).view(np.uint8)
+        return _Spooled(self._spool.append([data]), quarter.nbytes, quarter.shape)
+
+    def _hand_on(self, work, item):
+        """Strike work off, and return that of the overview tile which is whole by it."""
         with self._changed:
-            key = (number, parent_index)
+            level = self.levels[work.number]
+            is_new = self._todo.pop(id(work), None) is not None and not level.is_done[work.index]
+            if is_new:
+                level.is_done[work.index] = True
+                self._forget(work.quarters.values())
+            if not is_new or item is None:
+                # It was done twice, after an interrupt; or it is the last.
+                self._forget([] if item is None else [item])
+                return None
+            number, (row, column) = work.number + 1, work.index
+            key = (number, row // 2, column // 2)
             quarters = self._parents.setdefault(key, {})
             quarters[row % 2, column % 2] = item
-            below = self.levels[number - 1].grid.grid_shape
-            n_expected = (min(2, below[0] - row // 2 * 2) * min(2, below[1] - column // 2 * 2))
-            if len(quarters) < n_expected:
-                return
+            rows, columns = level.grid.grid_shape
+            if len(quarters) < min(2, rows - row // 2 * 2) * min(2, columns - column // 2 * 2):
+                return None
             del self._parents[key]
-        shape = (*grid.get(parent_index).core.shape, self.shape[2])
-        self._attempt(partial(self._finish_parent, number, parent_index, quarters),
-                      int(np.prod(shape)) * self.dtype.itemsize)
+            parent = _Work(number, key[1:], quarters=quarters)
+            self._todo[id(parent)] = parent
+            return parent
 
-    def _finish_parent(self, number, index, quarters):
-        """Join the quarters of an overview tile and finish it."""
+    def _forget(self, items):
+        """Let quarters go."""
+        for item in () if self._is_closed else items:
+            if isinstance(item, _Spooled):
+                self._spool.free(item.offset, item.nbytes)
+            else:
+                self._waiting_nbytes -= item.nbytes
+
+    def _join(self, work):
+        """Return an overview tile, made of its quarters."""
         half = self.blocksize // 2
-        tile = np.empty((*self.levels[number].grid.get(index).core.shape, self.shape[2]),
-                        self.dtype)
-        for (row, column), item in quarters.items():
+        core = self.levels[work.number].grid.get(work.index).core
+        tile = np.empty((*core.shape, self.shape[2]), self.dtype)
+        for (row, column), item in work.quarters.items():
             quarter = item
             if isinstance(item, _Spooled):
-                nbytes = int(np.prod(item.shape)) * self.dtype.itemsize
-                found = self._spool.read(item.offset, nbytes)
+                found = self._spool.read(item.offset, item.nbytes)
                 quarter = np.frombuffer(found, self.dtype).reshape(item.shape)
             height, width = quarter.shape[:2]
             tile[row * half:row * half + height, column * half:column * half + width] = quarter
-        for item in quarters.values():
-            if isinstance(item, _Spooled):
-                self._spool.free(item.offset, int(np.prod(item.shape)) * self.dtype.itemsize)
-            else:
-                with self._changed:
-                    self._waiting_nbytes -= item.nbytes
-        quarters.clear()
-        self._attempt(partial(self._finish_tile, number, index, tile), tile.nbytes)
+        return tile
 
     # ---- ending --------------------------------------------------------------
 
@@ -330,25 +368,26 @@ class PyramidEncoder:
             Exception: the first that fails again; everything is kept.
         """
         with self._changed:
-            n_failed = len(self._failed)
-        for _ in range(n_failed):
-            with self._changed:
-                if not self._failed:
-                    return
-                failure = self._failed.pop(0)
-            try:
-                self._attempt(failure.work, failure.nbytes)
-            except BaseException:
-                with self._changed:
-                    self._failed.append(failure)
-                raise
-        if n_failed:
-            self._raise_failed()
+            failed = [work for work in self._todo.values() if work.error is not None]
+        for work in failed:
+            self._redo(work)
+
+    def _redo(self, work):
+        """Do work in this thread; raise if it fails (again), or what follows from it."""
+        with self._changed:
+            if id(work) not in self._todo:
+                # Another thread was faster.
+                return
+            work.error = None
+        error = self._attempt(work)
+        if error is not None:
+            raise error
 
     def _raise_failed(self):
         with self._changed:
-            if self._failed:
-                raise self._failed[0].error
+            for work in self._todo.values():
+                if work.error is not None:
+                    raise work.error
 
     def finish(self, fill_missing=False):
         """
@@ -361,44 +400,49 @@ class PyramidEncoder:
             CoverageError: if pixels are missing, or there is no value for them.
             Exception: why a tile could not be stored; call again to retry.
         """
-        if not self._whole.all():
-            self._fill_missing(fill_missing)
         self._wait()
+        self._intake.check_interrupted()
+        missing = self._intake.list_missing()
+        if missing:
+            self._fill(missing, fill_missing)
+            self._wait()
         while True:
             with self._changed:
-                is_clean = not self._failed
-            if is_clean:
+                work = next(iter(self._todo.values()), None)
+            if work is None:
                 break
-            self.retry()
+            self._redo(work)
         for level in self.levels:
             if not level.counts.all():
                 raise CoverageError('tiles are missing although all pixels came; this is a '
                                     'defect of the writer')
 
     def _wait(self):
+        """Wait for blocks that are being taken, and for the threads."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._n_running)
+            self._changed.wait_for(lambda: not self._jobs and not self._n_writers)
 
-    def _fill_missing(self, fill_missing):
+    def _fill(self, missing, fill_missing):
+        """Make tiles of which pixels did not come nodata, if that is wanted."""
         grid = self.levels[0].grid
-        missing = [tuple(index) for index in np.argwhere(~self._whole).tolist()]
-        fill = self.nodata if self.nodata is not None or self.dtype.kind != 'f' else np.nan
-        if not fill_missing or fill is None:
+        value = self.nodata if self.nodata is not None or self.dtype.kind != 'f' else np.nan
+        if not fill_missing or value is None:
             raise CoverageError(
                 f'{len(missing)} of {len(grid)} tiles did not come or have gaps, the first is '
                 f'{grid.get(missing[0]).core}; write them'
                 + (', or give a nodata value to fill them with' if fill_missing else
                    ', or close with fill_missing=True to have them as nodata'))
         for index in missing:
-            part = self._parts.pop(index, None)
-            if part is None:
-                shape = (*grid.get(index).core.shape, self.shape[2])
-                pixels = np.full(shape, fill, self.dtype)
-            else:
-                pixels = part.pixels
-                pixels[~part.covered] = fill
-            self._whole[index] = True
-            self._submit([(index, pixels)])
+            # What failed is held; nothing more is made before it is stored.
+            self.retry()
+            place = self._admit(self._tile_nbytes)
+            try:
+                works = self._register([(index, self._intake.complete(index, value))])
+                self._intake.forget(index)
+            except BaseException:
+                self._dismiss(place)
+                raise
+            self._start(works, place)
 
     def copy_tiles(self, descriptor):
         """Append all tiles to a file: coarse levels first, each in its order."""
@@ -407,41 +451,28 @@ class PyramidEncoder:
 
     def close(self):
         """Stop, and let go of everything. May be called twice."""
-        self._is_closed = True
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
         self._wait()
         self._spool.close()
         with self._changed:
-            self._parts, self._parents, self._failed = {}, {}, []
+            self._intake.clear()
+            self._parents, self._todo = {}, {}
             self._waiting_nbytes = 0
-
-
-class _PartialTile:
-    """A tile of which some pixels came: they, and which."""
-
-    def __init__(self, shape, dtype):
-        self.pixels = np.empty(shape, dtype)
-        # Promised pixels, and how many of all are still to be copied.
-        self.covered = np.zeros(shape[:2], bool)
-        self._n_left = self.covered.size
-        self.nbytes = self.pixels.nbytes + self.covered.nbytes
-
-    def fill(self, place, part, lock):
-        """Copy a part; return True to the one who copied the last."""
-        self.pixels[place] = part
-        with lock:
-            self._n_left -= part.shape[0] * part.shape[1]
-            return self._n_left == 0
 
 
 class _Spooled:
     """A quarter that waits in the spool."""
 
-    def __init__(self, offset, shape):
-        self.offset, self.shape = offset, shape
+    def __init__(self, offset, nbytes, shape):
+        self.offset, self.nbytes, self.shape = offset, nbytes, shape
 
 
-class _Failure:
-    """Work that failed, to be done again."""
+class _Work:
+    """A tile to be compressed: its pixels, or the quarters that it is made of."""
 
-    def __init__(self, error, work, nbytes):
-        self.error, self.work, self.nbytes = error, work, nbytes
+    def __init__(self, number, index, nbytes=0, *, tile=None, quarters=None):
+        self.number, self.index, self.nbytes = number, index, nbytes
+        self.tile, self.quarters = tile, {} if quarters is None else quarters
+        self.error = None

@@ -17,6 +17,11 @@ _MAX_TILE_NBYTES = 2 ** 31 - 1
 _MAX_CONSTANTS = 64
 
 
+# Scratch memory of each thread, for the layout that it has met last: many files
+# may be open at a time, and most are alike.
+_OWN = threading.local()
+
+
 class TileCodec:
     """
     Compress the tiles of one file.
@@ -56,7 +61,6 @@ class TileCodec:
                 f"has {self._nbytes} bytes, more than a TIFF can hold; use interleave='band' or "
                 'a smaller blocksize')
         self._encode = _ENCODERS[codec.name.partition('_')[0]]
-        self._own = threading.local()
         self._constants = {}
 
     def iter_payloads(self, tile):
@@ -92,19 +96,18 @@ class TileCodec:
         return payload
 
     def _pack(self, plane):
-        own = self._own
-        if not hasattr(own, 'pack'):
-            own.pack = TilePacker(self._blocksize, self._depth, self._dtype,
-                                  self._codec.predictor)
-        return own.pack(plane)
+        layout = (self._blocksize, self._depth, self._dtype, self._codec.predictor)
+        if getattr(_OWN, 'layout', None) != layout:
+            _OWN.pack, _OWN.layout = TilePacker(*layout), layout
+        return _OWN.pack(plane)
 
     def _get_room(self):
         """Return memory for a result; new pages for each are dear with many threads."""
-        own = self._own
-        if not hasattr(own, 'room'):
-            # What ZSTD and DEFLATE may need for data that they cannot compress.
-            own.room = bytearray(self._nbytes + self._nbytes // 8 + 4096)
-        return own.room
+        # What ZSTD and DEFLATE may need for data that they cannot compress.
+        nbytes = self._nbytes + self._nbytes // 8 + 4096
+        if len(getattr(_OWN, 'room', b'')) != nbytes:
+            _OWN.room = bytearray(nbytes)
+        return _OWN.room
 
     def _encode_none(self, plane):
         return self._pack(plane).reshape(-1).view(np.uint8).data

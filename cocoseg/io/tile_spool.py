@@ -9,17 +9,68 @@ costs little, as nothing is compressed again.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import tempfile
 import threading
+from contextlib import contextmanager
 
 from cocoseg.errors import ImageClosedError
+from cocoseg.io.commit import make_suffix
+
+logger = logging.getLogger(__name__)
 
 # Below this, a file costs more than the memory that it saves.
 RAM_NBYTES = 1 << 20
 # A copy by the system has a price of its own: short pieces are copied together.
 _LEAST_COPY = 1 << 16
 _BATCH = 1 << 20
+
+
+class _OpenFiles:
+    """
+    Counts the files of all spools: at most half of what the process may open.
+
+    Beyond that, others could not even write what is finished. Spools that come
+    later stay in RAM.
+    """
+
+    def __init__(self):
+        self._n_open = 0
+        self._has_warned = False
+        self._lock = threading.Lock()
+
+    def enter(self):
+        """Return True if one more may be opened, which :meth:`leave` ends."""
+        limit = _get_file_limit() // 2
+        with self._lock:
+            if self._n_open < limit:
+                self._n_open += 1
+                return True
+            if not self._has_warned:
+                logger.warning('%d files of images in work are open, half of what this process '
+                               'may open; tiles of further images wait in RAM. Raise the limit '
+                               '(ulimit -n), or finish images earlier', self._n_open)
+            self._has_warned = True
+            return False
+
+    def leave(self):
+        """Note that a file was closed."""
+        with self._lock:
+            self._n_open -= 1
+
+
+def _get_file_limit():
+    """Return how many files this process may open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2 ** 20 if soft == resource.RLIM_INFINITY else soft
+
+
+_FILES = _OpenFiles()
 
 
 class TileSpool:
@@ -56,7 +107,9 @@ class TileSpool:
         self._size = 0
         self._free = {}
         self._is_closed = False
+        self._n_users = 0
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def nbytes(self):
@@ -75,37 +128,62 @@ class TileSpool:
                 the bytes are not stored then.
             ImageClosedError: after :meth:`close`.
         """
-        nbytes = sum(memoryview(part).nbytes for part in parts)
-        with self._lock:
-            self._check_open()
-            room = self._free.get(nbytes)
-            if room:
-                offset = room.pop()
-            elif self._file is None and self._size + nbytes <= self._ram_nbytes:
-                offset = self._size
-                for part in parts:
-                    self._ram += part
-                self._size += nbytes
-                return offset
-            else:
+        views = [memoryview(part).cast('B') for part in parts]
+        nbytes = sum(view.nbytes for view in views)
+        with self._using():
+            with self._lock:
+                data = b''.join(views) if self._file is None else None
+                offset = self._take_room(nbytes)
                 if self._file is None:
-                    self._open_file()
-                offset = self._size
-                self._size += nbytes
-            if self._file is None:
-                self._ram[offset:offset + nbytes] = b''.join(parts)
-                return offset
-            descriptor = self._file.fileno()
-        write_all(descriptor, parts, offset)
+                    self._ram[offset:offset + nbytes] = data
+                    return offset
+                descriptor = self._file.fileno()
+            try:
+                write_all(descriptor, views, offset)
+            except BaseException:
+                # Room that is lost with every try would fill the disk.
+                self.free(offset, nbytes)
+                raise
         return offset
 
-    def _check_open(self):
-        if self._is_closed:
-            raise ImageClosedError('the spool was closed; its tiles are gone')
+    @contextmanager
+    def _using(self):
+        """Yield the descriptor of the file, or None; it is not closed meanwhile."""
+        with self._lock:
+            if self._is_closed:
+                raise ImageClosedError('the spool was closed; its tiles are gone')
+            self._n_users += 1
+            descriptor = None if self._file is None else self._file.fileno()
+        try:
+            yield descriptor
+        finally:
+            with self._changed:
+                self._n_users -= 1
+                self._changed.notify_all()
+
+    def _take_room(self, nbytes):
+        """Return where some bytes go; move to a file if they do not fit in RAM."""
+        room = self._free.get(nbytes)
+        if room:
+            return room.pop()
+        if self._file is None and self._size + nbytes > self._ram_nbytes and _FILES.enter():
+            try:
+                self._open_file()
+            except BaseException:
+                _FILES.leave()
+                raise
+        if self._file is None:
+            # Without memory for it, the next must not come to lie elsewhere.
+            self._ram.extend(bytes(nbytes))
+        offset = self._size
+        self._size += nbytes
+        return offset
 
     def _open_file(self):
         """Move from RAM to a file."""
-        file = tempfile.TemporaryFile(dir=self._folder, prefix='.cocoseg-spool-', buffering=0)
+        # Some disks cannot make a file without a name: it has one for a moment.
+        file = tempfile.TemporaryFile(dir=self._folder, prefix='.cocoseg-spool-',
+                                      suffix=make_suffix(), buffering=0)
         try:
             if self._ram:
                 write_all(file.fileno(), [self._ram], 0)
@@ -122,13 +200,15 @@ class TileSpool:
             OSError: if the system cannot read them.
             ImageClosedError: after :meth:`close`.
         """
-        with self._lock:
-            self._check_open()
-            if self._file is None:
-                return bytes(self._ram[offset:offset + nbytes])
-            descriptor = self._file.fileno()
-        room = bytearray(nbytes)
-        _read_into(descriptor, memoryview(room), offset)
+        with self._using() as descriptor:
+            if descriptor is None:
+                with self._lock:
+                    if self._file is None:
+                        return bytes(self._ram[offset:offset + nbytes])
+                    # It went to a file meanwhile.
+                    descriptor = self._file.fileno()
+            room = bytearray(nbytes)
+            _read_into(descriptor, memoryview(room), offset)
         return bytes(room)
 
     def free(self, offset, nbytes):
@@ -148,13 +228,15 @@ class TileSpool:
             OSError: if the system cannot write them.
             ImageClosedError: after :meth:`close`.
         """
-        with self._lock:
-            self._check_open()
-            source = None if self._file is None else self._file.fileno()
-        if source is None:
-            for offset, nbytes in pieces:
-                write_all(descriptor, [memoryview(bytes(self._ram[offset:offset + nbytes]))])
-            return
+        with self._using() as source:
+            if source is None:
+                for offset, nbytes in pieces:
+                    write_all(descriptor, [self.read(offset, nbytes)])
+            else:
+                self._copy_file(source, descriptor, pieces)
+
+    @staticmethod
+    def _copy_file(source, descriptor, pieces):
         batch, waiting = bytearray(_BATCH), 0
         for offset, nbytes in _join_runs(pieces):
             if waiting and (nbytes >= _LEAST_COPY or waiting + nbytes > _BATCH):
@@ -168,14 +250,23 @@ class TileSpool:
         if waiting:
             write_all(descriptor, [memoryview(batch)[:waiting]])
 
+    def __del__(self):
+        if getattr(self, '_file', None) is not None:
+            # Forgotten, with the image that it was for.
+            self._file.close()
+            _FILES.leave()
+
     def close(self):
         """Let go of the memory and the file. May be called twice."""
-        with self._lock:
+        with self._changed:
             self._is_closed = True
+            # Its number could be that of another file while somebody writes.
+            self._changed.wait_for(lambda: not self._n_users)
             self._ram = bytearray()
             if self._file is not None:
                 self._file.close()
                 self._file = None
+                _FILES.leave()
 
 
 def _join_runs(pieces):
@@ -240,7 +331,9 @@ def _copy(source, target, offset, nbytes):
             _copy_by_hand(source, target, offset, nbytes)
             return
         if copied == 0:
-            raise OSError(errno.EIO, 'the file of waiting tiles ends too early')
+            # Some disks say so instead; where the file ends, only a read can tell.
+            _copy_by_hand(source, target, offset, nbytes)
+            return
         offset, nbytes = offset + copied, nbytes - copied
 
 

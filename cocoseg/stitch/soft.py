@@ -1,10 +1,9 @@
 """
 The soft stitcher: the weighted mean of all windows over each pixel of an image.
 
-It owns the state of ONE image: an engine that holds the sums, the coverage,
-the blend plan, and the outlet for finished blocks. It checks everything that
-comes in, clips windows to the image, and hands finished blocks to sinks or the
-whole array to the caller.
+It owns the state of ONE image: an engine that holds the sums, the coverage, the
+blend plan, and the outlet for finished blocks. It checks what comes in, clips it
+to the image, and hands finished blocks to sinks or the array to the caller.
 """
 from __future__ import annotations
 
@@ -124,6 +123,7 @@ class SoftStitcher:
         self._canvas = None
         self._sealed = self._closed = False
         self._lock = threading.RLock()
+        self._final = set()  # blocks whose windows all came, until they are taken
         self._outlet = None if sink is None else Outlet(
             self._blocks, self._products, [sink, *layers.values()], self._lock)
         self.n_invalid = 0
@@ -263,8 +263,8 @@ class SoftStitcher:
         if weights is not None:
             weights = as_numpy(weights)
             check_weights(weights, full, self._options.dtype)
-        is_outside = self._area is not None and not self._area.touches(inside)
-        return None if is_outside else crop_item(full, inside, data, weights)
+        touches = self._area is None or self._area.touches(inside)
+        return crop_item(full, inside, data, weights) if touches else None
 
     def _add(self, items):
         """Add checked windows, all or none; send what is final; return the pixels added."""
@@ -279,6 +279,7 @@ class SoftStitcher:
                 n_windows, n_pixels = self._accumulate(chunk)
                 final = [index for item, entry in zip(chunk[:n_windows], expected)
                          for index in self._coverage.count(item.inside, entry)]
+                self._final.update(final)
             items, added = items[n_windows:], added + n_pixels
             try:
                 self._send_final(final)
@@ -291,7 +292,7 @@ class SoftStitcher:
 
     def _send_final(self, indices):
         if indices:
-            self._outlet.send(indices, functools.partial(self._take, is_complete=True))
+            self._outlet.send(indices, self._take)
             with self._lock:
                 if self.is_complete and not self._outlet.n_unsent:
                     # Nobody finalized yet, but nothing needs the memory any more.
@@ -411,11 +412,13 @@ class SoftStitcher:
         self._check_data_came()
         return self._leave_carry() if isinstance(self._canvas, CarryCanvas) else self._canvas
 
-    def _take(self, index, is_complete=False):
+    def _take(self, index):
         """Return the values of a block, for the outlet."""
         if self._closed:
             raise ImageClosedError(f'{self!r} was closed while blocks were sent to the sink')
-        return self._canvas.take(index, is_complete)
+        values = self._canvas.take(index, index in self._final)
+        self._final.discard(index)
+        return values
 
     def read(self, window):
         """

@@ -13,15 +13,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / 'dev/bench/results/bench_soft_stitch.json'
 STREAM = ROOT / 'dev/bench/results/bench_soft_stream.json'
+FILES = ROOT / 'dev/bench/results/bench_cog_write.json'
 README = ROOT / 'README.rst'
 PERFORMANCE = ROOT / 'docs/explanation/performance.rst'
 ROWS = {'accumulate_s': ('accumulate, s', '.2f'), 'whole_s': ('whole image to a file, s', '.2f'),
         'file_mb': ('file, MB', '.0f'), 'added_rss_mb': ('added peak memory, MB', '.0f')}
+IMAGES = {'bands5': '5 bands', 'bands1': '1 band', 'rare': '1 band, rare positives'}
+WRITERS = {'cocoseg': 'cocoseg', 'kwimage': 'kwimage', 'gdal_cog': 'GDAL COG driver'}
 
 
-def render_rows(columns, rows):
+def render_rows(columns, rows, title=''):
     """Return a list table as RST."""
-    lines = ['.. list-table::', '   :header-rows: 1', '']
+    lines = [f'.. list-table:: {title}'.rstrip(), '   :header-rows: 1', '']
     for row in (columns, *rows):
         lines += [f'   {"* -" if number == 0 else "  -"} {cell}' for number, cell in enumerate(row)]
     return '\n'.join(lines) + '\n'
@@ -45,13 +48,64 @@ def render_race(race):
                                 key=lambda pair: pair[1]['total_s'])])
 
 
-def render_goals(result):
-    """Return the table of all goals of the streaming result."""
+def render_goals(result, races=('stream', 'memory', 'small', 'error'), title=''):
+    """Return the table of all goals of a result, by default of the streaming one."""
     return render_rows(['goal', 'measured', 'wanted', 'met'], [
         (goal['name'], f'{goal["value"]:.3g}{goal["unit"]}',
          f'{"<=" if goal["at_most"] else ">="} {goal["bound"]:g}{goal["unit"]}',
          'yes' if goal['met'] else 'no')
-        for race in ('stream', 'memory', 'small', 'error') for goal in result[race]['goals']])
+        for race in races for goal in result[race]['goals']], title)
+
+
+def render_writers(result):
+    """Return the table of all who write files, the quickest first for each image."""
+    rows = []
+    for race, image in IMAGES.items():
+        medians = result[race]['medians']
+        ours = medians['cocoseg']['wall_s']
+        rows += [(image, result[race]['labels'][name], f'{row["wall_s"]:.2f}',
+                  f'{row["wall_s"] / ours:.1f} x', f'{row["cpu_s"]:.1f}', f'{row["flush_s"]:.2f}',
+                  f'{row["file_mb"]:.0f}', f'{row["n_overviews"]:.0f}')
+                 for name, row in sorted(medians.items(), key=lambda pair: pair[1]['wall_s'])]
+    return render_rows(
+        ['image', 'writer', 'seconds', 'it / write_cog', 'CPU s', 'to the disk, s', 'MB',
+         'overviews'], rows,
+        f'{name_size(result)} int16 in RAM to a file')
+
+
+def render_added(result):
+    """Return the table of the memory that writing adds."""
+    return render_rows(['writer', 'image', 'added memory, MB'], [
+        (row['label'], f'{row["height"]} x {result["memory"]["size"]} x 5',
+         f'{row["added_mb"]:.0f}') for row in result['memory']['found'].values()])
+
+
+def render_file_goals(result):
+    """Return the table of all goals of writing files."""
+    return render_goals(result, [*IMAGES, 'memory'], 'Goals of writing')
+
+
+def render_files(result):
+    """Return the short table of writing files."""
+    def list_cells(rows, key, spec):
+        """Return one figure of each writer, as a text."""
+        return [f'{rows[name][key]:{spec}}' if name in rows else 'absent' for name in WRITERS]
+
+    five, one = result['bands5']['medians'], result['bands1']['medians']
+    return render_rows(['writing a file', *WRITERS.values()], [
+        ('5 bands, s', *list_cells(five, 'wall_s', '.2f')),
+        ('1 band, s', *list_cells(one, 'wall_s', '.2f')),
+        ('5 bands: file, MB', *list_cells(five, 'file_mb', '.0f')),
+        ('5 bands: overviews', *list_cells(five, 'n_overviews', '.0f')),
+        ('5 bands: added peak memory, MB',
+         *list_cells(result['memory']['found'], 'added_mb', '.0f')),
+    ], f'{name_size(result)} int16 in RAM to a file, by ``dev/bench/bench_cog_write.py``')
+
+
+def name_size(result):
+    """Return the size of the images that are written and the turns, as a text."""
+    race = result['bands5']
+    return f'Medians of {race["rounds"]}: {race["size"]} x {race["size"]}'
 
 
 def replace_table(page, title, table):
@@ -64,12 +118,42 @@ def replace_table(page, title, table):
     page.write_text(text)
 
 
+def put_table(page, place, table):
+    """
+    Write a table below the comment ``.. report.py: PLACE`` of a page.
+
+    Replaces the one that is there; unlike with :func:`replace_table`, there
+    may be none, as before the first results are stored.
+    """
+    comment = f'.. report.py: {place}\n'
+    pattern = re.compile(re.escape(comment)
+                         + r'(?:\n\.\. list-table::.*\n   :header-rows: 1\n\n(?:   .*\n)+)?')
+    text, count = pattern.subn(lambda match: f'{comment}\n{table}', page.read_text())
+    if count != 1:
+        raise SystemExit(f'{page} has {count} comments {comment.strip()!r} instead of one')
+    page.write_text(text)
+
+
+def put_files(result):
+    """Write the tables about writing files."""
+    missing = [race for race in (*IMAGES, 'memory') if race not in result]
+    if missing:
+        raise SystemExit(f'{FILES} lacks the races {missing}; run them')
+    put_table(README, 'files', render_files(result))
+    put_table(PERFORMANCE, 'writers', render_writers(result))
+    put_table(PERFORMANCE, 'added memory', render_added(result))
+    put_table(PERFORMANCE, 'goals of writing', render_file_goals(result))
+
+
 def main():
     """Replace the tables in the README and on the page about performance."""
     replace_table(README, 'what', render_table(json.loads(RESULT.read_text())))
     stream = json.loads(STREAM.read_text())
     replace_table(PERFORMANCE, 'contestant', render_race(stream['stream']))
     replace_table(PERFORMANCE, 'goal', render_goals(stream))
+    # Of files there may be no results yet.
+    if FILES.exists():
+        put_files(json.loads(FILES.read_text()))
 
 
 if __name__ == '__main__':

@@ -141,7 +141,9 @@ def get_options():
     """Return the option names of each subcommand."""
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.predict import PredictConfig
-    return {config.__command__: set(config.__default__) for config in (DemoConfig, PredictConfig)}
+    from cocoseg.cli.verify import VerifyConfig
+    return {config.__command__: set(config.__default__)
+            for config in (DemoConfig, PredictConfig, VerifyConfig)}
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -157,7 +159,7 @@ def test_commands_exist(name):
 def test_commands_are_found():
     """The test above sees the commands of the page that lists them."""
     commands = {words[1] for words in list_commands(read_page('docs/reference/cli.rst'))}
-    assert commands == {'demo', 'predict', '--help', '--version'}
+    assert commands == {'demo', 'predict', 'verify', '--help', '--version'}
 
 
 # ---- names -----------------------------------------------------------------

@@ -6,11 +6,14 @@ beside them, and by GDAL, kwcoco and delayed_image as readers.
 """
 import dataclasses
 import errno
+import gc
 import json
+import math
 import os
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -29,14 +32,16 @@ from cocoseg.cli.main import main
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.options import AssetOptions
 from cocoseg.coco.pixels import CanvasPixels, StreamedPixels
+from cocoseg.coco.sinks import RasterSink
 from cocoseg.errors import (AssetWriteError, CanvasError, ChannelCollisionError, OptionError,
                             ResumeError)
+from cocoseg.io import cog as cog_module
 from cocoseg.io import images as images_module
-from cocoseg.io.spool import BlockSpool
 from cocoseg.protocols import EagerQueue
 from cocoseg.stitch.layers import LayerFormat
 
-from ..builders import watch_files
+from ..builders import (StoreFaults, count_stored, get_encoders, spill_tiles, wait_for_tiles,
+                        watch_files, watch_tile_files)
 
 gdal.UseExceptions()
 
@@ -573,15 +578,18 @@ def test_layers_without_the_mean(dset, name, declare, monkeypatch):
     if name == 'free range':
         # A png of 8 bits and a disagreement of unknown range do not go together.
         options = {**options, 'prob_format': 'tif'}
-    made, init = [], BlockSpool.__init__
-    monkeypatch.setattr(BlockSpool, '__init__', lambda self, shape, dtype, *args, **kwargs: (
-        made.append((shape[2], np.dtype(dtype).name)), init(self, shape, dtype, *args, **kwargs)
-    )[1])
+    made, init = [], RasterSink.__init__
+
+    def watch(self, image_id, shape, dtype, *args, **options):
+        made.append((type(self).__name__, shape[2], np.dtype(dtype).name))
+        init(self, image_id, shape, dtype, *args, **options)
+    monkeypatch.setattr(RasterSink, '__init__', watch)
     manager = make_manager(dset, write_probs=False, **options)
     add_all(manager, declare=declare)
     assert type(manager._table.get(1).pixels) is (StreamedPixels if declare else CanvasPixels)
     dtype = {'png': 'uint8', 'cog': 'int16'}.get(name, 'float32')
-    assert made == ([(1, 'uint8'), (3, 'uint8'), (3, dtype)] if declare else [])
+    kind = 'EncoderSink' if name == 'cog' else 'SpoolSink'
+    assert made == ([(kind, 1, 'uint8'), (kind, 3, 'uint8'), (kind, 3, dtype)] if declare else [])
     info = manager.finalize_image(1)
     assert (info['file_name'], info['n_clipped'], info['total_prob']) == (None, 0, 0)
     Reference().check(read_all(dset, info), spread_step=step)
@@ -601,6 +609,19 @@ def test_polygons_without_the_mean(tmp_path):
             assert manager.finalize_image(1)['n_anns'] > 10
         annotations.append([(a['bbox'], a['score']) for a in dset.annots().objs])
     assert annotations[0] == annotations[1]
+
+
+def test_files_are_the_same_with_and_without_polygons(tmp_path):
+    """The mean is compressed as it comes, or only when polygons were made of it."""
+    contents = []
+    for write_preds in (False, True):
+        dset = make_dataset(tmp_path / f'{write_preds}', 1)
+        with make_manager(dset, write_preds=write_preds, thresh=2) as manager:
+            add_all(manager, windows=shuffled(GRID), make=with_holes)
+            info = manager.finalize_image(1)
+        contents.append((info, [Path(manager.prob_dpath, name).read_bytes()
+                                for name in list_files(manager)]))
+    assert contents[0] == contents[1] and len(contents[0][1]) == 4
 
 
 def test_two_managers_share_a_folder_and_the_channels(dset):
@@ -695,9 +716,15 @@ def test_a_channel_that_the_image_has_is_a_collision(tmp_path):
             manager.accumulate_image(1, None, IMAGE)
     assert manager.image_state(1) is ImageState.UNSEEN and list_files(manager) == []
     # Nothing stays claimed.
-    make_manager(dset, layers=()).expect_windows(1, GRID)
+    holder = make_manager(dset, layers=())
+    holder.expect_windows(1, GRID)
+    other = CocoStitchingManager(dset, 'other', 'a|b|c', 'image', on_collision='replace')
     with pytest.raises(ChannelCollisionError, match='another manager'):
-        make_manager(dset, on_collision='replace').expect_windows(1, GRID)
+        other.expect_windows(1, GRID)
+    # What a manager promised that is closed or forgotten is not kept.
+    del holder
+    gc.collect()
+    other.expect_windows(1, GRID)
 
 
 def test_replacing_all_assets_of_an_earlier_run(dset):
@@ -759,21 +786,36 @@ def test_a_closed_manager_gives_all_channels_back(dset):
 # --- failures ------------------------------------------------------------
 
 class WriteFaults:
-    """Lets chosen writes fail, after a part of the file is on the disk."""
+    """
+    Lets chosen writes fail, after the file was made on the disk.
+
+    Of pixels, and of tiles that were compressed as they came; the first writes
+    a COG by the second.
+    """
 
     def __init__(self, monkeypatch):
         self.n_written, self.left = 0, {}
-        self._real = images_module.write_image
-        monkeypatch.setattr(images_module, 'write_image', self._write)
+        self._is_inside = False
+        for module, name in ((images_module, 'write_image'), (cog_module, 'write_encoded')):
+            monkeypatch.setattr(module, name, self._watch(getattr(module, name)))
 
-    def _write(self, fpath, *args, **kwargs):
-        name = next((key for key, n in self.left.items() if n and key in str(fpath)), None)
-        if name is not None:
-            self.left[name] -= 1
-            raise OSError(errno.ENOSPC, 'No space left on device (simulated)', os.fspath(fpath))
-        nbytes = self._real(fpath, *args, **kwargs)
-        self.n_written += 1
-        return nbytes
+    def _watch(self, real):
+        def write(fpath, *args, **kwargs):
+            if self._is_inside:
+                return real(fpath, *args, **kwargs)
+            name = next((key for key, n in self.left.items() if n and key in str(fpath)), None)
+            if name is not None:
+                self.left[name] -= 1
+                raise OSError(errno.ENOSPC, 'No space left on device (simulated)',
+                              os.fspath(fpath))
+            self._is_inside = True
+            try:
+                result = real(fpath, *args, **kwargs)
+            finally:
+                self._is_inside = False
+            self.n_written += 1
+            return result
+        return write
 
 
 @pytest.fixture()
@@ -781,11 +823,19 @@ def faults(monkeypatch):
     return WriteFaults(monkeypatch)
 
 
-@pytest.mark.parametrize('declare', [True, False])
+POLYGONS = {'write_preds': True, 'thresh': 0.99, 'polygon_categories': ['a']}
+#: How pixels wait for their files: (options, whether windows are declared).
+WAITING = {
+    'compressed': ({}, True), 'raw mean': (POLYGONS, True),
+    'raw': ({**POLYGONS, 'prob_format': 'tif'}, True), 'canvas': (POLYGONS, False)}
+
+
+@pytest.mark.parametrize('way', WAITING)
 @pytest.mark.parametrize('name, n_before', [('pred_class', 1), ('_mask', 2),
                                             ('_disagreement', 3)])
-def test_a_failure_registers_nothing_and_shows_nothing(dset, faults, name, n_before, declare):
-    manager = make_manager(dset, write_preds=True, thresh=0.9)
+def test_a_failure_registers_nothing_and_shows_nothing(dset, faults, name, n_before, way):
+    options, declare = WAITING[way]
+    manager = make_manager(dset, **{'thresh': 0.99, **options})
     add_all(manager, declare=declare)
     before = json.dumps(dset.dataset)
     faults.left[name] = 2
@@ -801,16 +851,19 @@ def test_a_failure_registers_nothing_and_shows_nothing(dset, faults, name, n_bef
         assert manager.image_state(1) is ImageState.FAILED and manager.managed_image_ids() == [1]
     info = manager.finalize_image(1)
     assert len(list_files(manager)) == 4 == len(list_assets(dset))
-    assert info['n_anns'] == dset.n_annots > 0
-    Reference().check(read_all(dset, info), thresh=0.9, spread_step=STEP / 2)
+    assert info['n_anns'] == dset.n_annots
+    assert (dset.n_annots > 0) == ('write_preds' in options)
+    Reference().check(read_all(dset, info), thresh=0.99, spread_step=STEP / 2)
 
 
-def test_older_files_survive_a_failed_write(dset, faults):
-    with make_manager(dset) as manager:
+@pytest.mark.parametrize('name', ['cog', 'tif'])
+def test_older_files_survive_a_failed_write(dset, faults, name):
+    options = FORMATS[name][0]
+    with make_manager(dset, **options) as manager:
         add_all(manager)
     folder = Path(manager.prob_dpath)
     before = {name: (folder / name).read_bytes() for name in list_files(manager)}
-    again = make_manager(dset, on_collision='replace')
+    again = make_manager(dset, on_collision='replace', **options)
     add_all(again, make=lambda window: 1 - predict(window))
     faults.left['_disagreement'] = 1
     with pytest.raises(AssetWriteError):
@@ -850,42 +903,50 @@ def test_a_failure_of_the_journal_registers_nothing(dset, monkeypatch):
     assert len(list_assets(dset)) == 4 == len(list_files(manager))
 
 
+@pytest.mark.parametrize('name', ['cog', 'tif'])
 @pytest.mark.parametrize('submit', [False, True])
-def test_a_block_of_a_layer_that_cannot_be_stored(dset, monkeypatch, submit):
+def test_a_block_of_a_layer_that_cannot_be_stored(dset, monkeypatch, submit, name):
     """The mean took the block already, and is not offered it again."""
-    real, left = BlockSpool.write_block, [1000]
+    watch = StoreFaults(monkeypatch)
+    manager = make_manager(dset, writer_queue=EagerQueue(), **FORMATS[name][0])
 
-    def write_block(spool, window, block):
-        if spool.shape[2] == 1 and left[0]:
-            left[0] -= 1
-            raise OSError(errno.ENOSPC, 'No space left on device (simulated)')
-        real(spool, window, block)
-    monkeypatch.setattr(BlockSpool, 'write_block', write_block)
-    manager = make_manager(dset, writer_queue=EagerQueue())
+    def is_of_classes(store):
+        """Tell by the bands, of a spool or of the encoder that it belongs to."""
+        encoders = [encoder for encoder in get_encoders(manager) if encoder is not None]
+        shapes = {encoder._spool: encoder.shape for encoder in encoders}
+        return shapes.get(store, getattr(store, 'shape', (0, 0, 0)))[2] == 1
+    watch.only, watch.n_failures = is_of_classes, math.inf
     add_all(manager)
+    wait_for_tiles(manager)
     assert manager.ready_image_ids() == [1]
     for _ in range(2):
         with pytest.raises(AssetWriteError, match='image 1.*simulated'):
             manager.submit_finalize_image(1) if submit else manager.finalize_image(1)
         assert list_files(manager) == [] and list_assets(dset) == []
-    left[0] = 3
+    watch.n_failures = 3
     with pytest.raises(AssetWriteError):
         manager.finalize_image(1)
-    left[0] = 0
+    watch.n_failures = 0
     Reference().check(read_all(dset, manager.finalize_image(1)), spread_step=STEP / 2)
+    times = Counter(watch.taken)
+    assert len(times) == 12 and set(times.values()) == {4}
 
 
-def test_no_room_for_one_of_the_spools(dset, monkeypatch):
-    manager = make_manager(dset, memory_budget=1 << 30)
+@pytest.mark.parametrize('options, n_spools', [
+    ({'prob_format': 'tif'}, 4), ({'expected_minmax': None}, 1), (POLYGONS, 1)])
+def test_no_room_for_one_of_the_spools(dset, monkeypatch, options, n_spools):
+    """What is compressed as it comes reserves none."""
+    manager = make_manager(dset, memory_budget=1 << 30, **{'thresh': 0.99, **options})
     manager.expect_windows(1, GRID)
     real, calls = os.posix_fallocate, []
+    refused = min(n_spools, 3)
 
-    def refuse_third(descriptor, offset, nbytes):
+    def refuse_one(descriptor, offset, nbytes):
         calls.append(nbytes)
-        if len(calls) in (3, 4):
+        if len(calls) in (refused, refused + 1):
             raise OSError(errno.ENOSPC, 'No space left on device')
         real(descriptor, offset, nbytes)
-    monkeypatch.setattr(os, 'posix_fallocate', refuse_third)
+    monkeypatch.setattr(os, 'posix_fallocate', refuse_one)
     first = next(iter(GRID))
     for _ in range(2):
         with pytest.raises(CanvasError, match='image 1.*No space left'):
@@ -893,8 +954,9 @@ def test_no_room_for_one_of_the_spools(dset, monkeypatch):
     assert manager.pending_windows(1) == sorted(GRID) and not manager.patch_counts
     for window in GRID:
         manager.accumulate_image(1, window, predict(window))
-    Reference().check(read_all(dset, manager.finalize_image(1)), spread_step=STEP / 2)
-    assert len(calls) == 4 + 2
+    assert len(calls) == n_spools + 2
+    step = None if 'expected_minmax' in options else STEP / 2
+    Reference().check(read_all(dset, manager.finalize_image(1)), thresh=0.99, spread_step=step)
 
 
 # --- resuming ------------------------------------------------------------
@@ -921,6 +983,14 @@ def finish(dset, **options):
             add_all(manager, image_id, windows=shuffled(GRID, image_id))
     manager.dump()
     return done
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The folder of a run that nothing cut short."""
+    folder = tmp_path_factory.mktemp('whole')
+    finish(make_dataset(folder))
+    return folder
 
 
 def check_same(folder, other):
@@ -965,8 +1035,7 @@ def flip_a_byte(fpath):
 @pytest.mark.parametrize('dump', [False, True])
 @pytest.mark.parametrize('damage', [os.unlink, truncate, flip_a_byte])
 @pytest.mark.parametrize('index', range(4))
-def test_an_image_with_one_damaged_file_is_redone(tmp_path, damage, index, dump):
-    finish(make_dataset(tmp_path / 'whole'))
+def test_an_image_with_one_damaged_file_is_redone(tmp_path, whole, damage, index, dump):
     dset = run_first(tmp_path / 'cut', dump=dump)
     line = json.loads(get_journal(make_manager(dset, resume=True)).read_text().splitlines()[0])
     files = [line['record'], *line['record']['layers']]
@@ -978,18 +1047,17 @@ def test_an_image_with_one_damaged_file_is_redone(tmp_path, damage, index, dump)
     # Nothing of a broken image stays registered, and all of a whole one is.
     assert list_assets(dset, 1) == [] and len(list_assets(dset, 2)) == 4
     assert finish(dset) == {2}
-    check_same(tmp_path / 'cut', tmp_path / 'whole')
+    check_same(tmp_path / 'cut', whole)
 
 
-def test_a_kill_between_the_files_and_the_journal(tmp_path):
+def test_a_kill_between_the_files_and_the_journal(tmp_path, whole):
     """All files have their names, but no line says so."""
-    finish(make_dataset(tmp_path / 'whole'))
     dset = run_first(tmp_path / 'cut')
     journal, = (tmp_path / 'cut').rglob('*.jsonl')
     first, second = journal.read_text().splitlines()
     journal.write_text(first + '\n' + second[:len(second) // 2])
     assert finish(dset) == {1}
-    check_same(tmp_path / 'cut', tmp_path / 'whole')
+    check_same(tmp_path / 'cut', whole)
 
 
 class Killed(BaseException):
@@ -997,9 +1065,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize('n_renames', range(4))
-def test_a_kill_between_two_names(tmp_path, monkeypatch, n_renames):
+def test_a_kill_between_two_names(tmp_path, whole, monkeypatch, n_renames):
     """Some files have their names; the next run makes the same bytes, and sweeps."""
-    finish(make_dataset(tmp_path / 'whole'))
     dset = make_dataset(tmp_path / 'cut')
     manager = make_manager(dset)
     add_all(manager, 1, windows=shuffled(GRID, 1))
@@ -1017,7 +1084,7 @@ def test_a_kill_between_two_names(tmp_path, monkeypatch, n_renames):
     monkeypatch.undo()
     assert list_assets(dset) == [] and list_files(manager) == sorted(map(os.path.basename, finals))
     assert finish(make_dataset(tmp_path / 'cut')) == set()
-    check_same(tmp_path / 'cut', tmp_path / 'whole')
+    check_same(tmp_path / 'cut', whole)
 
 
 def test_the_journal_names_every_file(tmp_path):
@@ -1074,30 +1141,48 @@ def test_one_raster_at_a_time_is_in_memory(dset, monkeypatch):
     assert len(alive) == 4
 
 
-def test_bytes_that_wait(dset, monkeypatch):
-    made = watch_files(monkeypatch)
-    manager = make_manager(dset)
+@pytest.mark.parametrize('name', ['cog', 'tif'])
+def test_bytes_that_wait(dset, monkeypatch, name):
+    made, tiles = watch_files(monkeypatch), watch_tile_files(monkeypatch)
+    manager = make_manager(dset, **FORMATS[name][0])
     manager.expect_windows(1, GRID)
     job = manager._table.get(1)
     assert job.nbytes == 0
     for window in GRID:
         manager.accumulate_image(1, window, predict(window))
+    wait_for_tiles(manager)
     # Codes of 2 bytes for the mean and the spread, of 1 byte for mask and classes.
-    assert job.nbytes == SHAPE[0] * SHAPE[1] * (3 * 2 + 1 + 3 + 3 * 2)
+    raw = [SHAPE[0] * SHAPE[1] * size for size in (3 * 2, 1, 3, 3 * 2)]
+    if name == 'tif':
+        assert job.nbytes == sum(raw)
+    else:
+        stored = [count_stored(encoder) for encoder in get_encoders(manager)]
+        assert job.nbytes == sum(stored)
+        # The mean is noise, and has overviews.
+        assert stored[0] > raw[0] and min(stored) > 1000
     manager.finalize_image(1)
-    assert job.nbytes == 0 and made == []
+    assert job.nbytes == 0 and made == tiles == []
 
 
-def test_with_a_budget_every_layer_waits_in_its_folder(tmp_path, monkeypatch):
-    made, dset = watch_files(monkeypatch), make_dataset(tmp_path)
-    manager = make_manager(dset, memory_budget=1 << 20)
+@pytest.mark.parametrize('options, n_raw', [
+    ({}, 0), ({'prob_format': 'tif'}, 4), (POLYGONS, 1), ({'expected_minmax': None}, 1)])
+def test_with_a_budget_every_layer_waits_in_a_file(tmp_path, monkeypatch, options, n_raw):
+    """As it is, in the folder for temporary files; compressed, beside the assets."""
+    made, tiles = watch_files(monkeypatch), watch_tile_files(monkeypatch)
+    spill_tiles(monkeypatch)
+    dset = make_dataset(tmp_path)
+    manager = make_manager(dset, memory_budget=1 << 20, **options)
     manager.expect_windows(1, GRID)
-    assert made == []
+    assert made == tiles == []
     for window in GRID:
         manager.accumulate_image(1, window, predict(window))
-    assert [kind for kind, _ in made].count('spool') == 4
-    assert manager._table.get(1).nbytes == 0
-    Reference().check(read_all(dset, manager.finalize_image(1)), spread_step=STEP / 2)
+    wait_for_tiles(manager)
+    assert [kind for kind, _ in made].count('spool') == n_raw
+    assert tiles == [str(manager.prob_dpath)] * (4 - n_raw)
+    assert manager._table.get(1).nbytes == 0 and list_files(manager) == []
+    step = None if 'expected_minmax' in options else STEP / 2
+    Reference().check(read_all(dset, manager.finalize_image(1)),
+                      thresh=options.get('thresh', 0.5), spread_step=step)
 
 
 # --- threads -------------------------------------------------------------

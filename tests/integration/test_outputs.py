@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import kwcoco
 import kwimage
@@ -24,6 +25,8 @@ from shapely.geometry import shape
 
 from cocoseg import CocoStitchingManager, Window, WindowGrid, write_cog
 from cocoseg.errors import AssetWriteError
+
+from ..builders import ROTATED
 
 gdal.UseExceptions()
 CODES = 32767
@@ -209,6 +212,23 @@ def large(tmp_path_factory):
     manager.close()
     asset, = get_assets(dset)
     return os.path.join(dset.bundle_dpath, asset['file_name']), asset, data
+
+
+def test_a_coordinate_system_that_no_geotiff_holds(tmp_path, caplog):
+    """The prediction is written without it, and a warning says so."""
+    (tmp_path / 'base.vrt').write_text(
+        f'<VRTDataset rasterXSize="32" rasterYSize="32"><SRS>{escape(ROTATED)}</SRS>'
+        '<GeoTransform>5, 2, 0, 7, 0, -2</GeoTransform>'
+        '<VRTRasterBand dataType="Byte" band="1"/></VRTDataset>')
+    dset = make_dataset(tmp_path, (32, 32), video=False, file_name='base.vrt')
+    with CocoStitchingManager(dset, 'pred', 'a', 'image', expected_minmax=(0, 1)) as manager:
+        manager.accumulate_image(1, None, np.ones((32, 32)))
+    (asset,) = get_assets(dset)
+    fpath = os.path.join(dset.bundle_dpath, asset['file_name'])
+    dataset = gdal.Open(fpath)
+    assert dataset.GetSpatialRef() is None and dataset.ReadAsArray().min() == CODES
+    assert dataset.GetGeoTransform() == (5, 2, 0, 7, 0, -2)
+    assert 'coordinate system' in caplog.text
 
 
 def test_a_tiff_says_everything_without_the_manifest(large):

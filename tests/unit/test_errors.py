@@ -20,6 +20,7 @@ BUILTINS = {
     'UnknownImageError': KeyError,
     'NothingAccumulatedError': KeyError,
     'ManifestError': ValueError,
+    'BundleBusyError': RuntimeError,
     'ChannelCollisionError': ValueError,
     'ResumeError': RuntimeError,
     'CogError': ValueError,

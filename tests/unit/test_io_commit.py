@@ -53,7 +53,7 @@ def test_refused_file_is_removed(tmp_path):
     assert final.read_bytes() == b'old'
 
 
-def test_order_is_fsync_verify_rename_fsync_folder(tmp_path, monkeypatch):
+def test_order_is_fsync_verify_renamefsync_folder(tmp_path, monkeypatch):
     events = []
     replace, fsync = os.replace, commit._fsync_path
     monkeypatch.setattr(

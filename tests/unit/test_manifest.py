@@ -396,9 +396,8 @@ def test_a_failed_dump_leaves_the_old_file(manifest, dset, tmp_path, monkeypatch
     old = (tmp_path / 'data.kwcoco.json').read_bytes()
     manifest.commit(make_record())
 
-    def fail(fpath, **options):
-        with open(fpath, 'w') as file:
-            file.write('{"images": [')
+    def fail(file, **options):
+        file.write('{"images": [')
         raise OSError(28, 'No space left on device (simulated)')
     monkeypatch.setattr(dset, 'dump', fail)
     with pytest.raises(OSError, match='simulated'):
