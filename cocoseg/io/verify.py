@@ -29,6 +29,7 @@ _GHOST_LINES = (
 _TILE_BY_TILE = b'INTERLEAVE=TILE'
 _GHOST_TITLE = 43  # bytes of the first line, which says the size of the others
 _MAX_GAP = 4096  # bytes; a writer may align the first tile to a page of the disk
+_MARKS_AT_ONCE = 4096
 _MARK = 4  # bytes of the leader before a tile, and of the trailer behind it
 _KINDS = {1: 'uint', 2: 'int', 3: 'float', 4: 'uint', 5: 'complex_int', 6: 'complex'}
 _FLOAT_BITS = {16: 16, 24: 32, 32: 32, 64: 64}
@@ -357,19 +358,26 @@ def _check_header(source, spans, start):
 
 def _check_marks(source, offsets, counts, owners):
     """Check the size before each tile and the repeated bytes behind it."""
-    # No gaps: the end of a tile, its trailer and the next leader are one piece.
-    pieces = source.read_each((offsets + counts - _MARK).tolist(), 3 * _MARK)
-    marks = source.read(int(offsets[0]) - _MARK, _MARK) + b''.join(pieces)
-    if len(marks) != 3 * _MARK * len(offsets):
-        raise Damage('it became shorter while it was read')
-    leaders, tails, trailers = np.frombuffer(marks, '<u4').reshape(-1, 3).T
-    # A tile of less than 4 bytes is filled up with zeros.
-    tails = tails >> (8 * np.maximum(_MARK - counts, 0)).astype(np.uint32)
-    wrong = np.flatnonzero((leaders != counts) | (trailers != tails))
-    if len(wrong):
-        owner = owners[wrong[0]]
-        number = int((owners[:wrong[0]] == owner).sum())
-        raise Damage(f'the marks around tile {number} of level {owner} disagree with it')
+    next_leader = source.read(int(offsets[0]) - _MARK, _MARK)
+    # Not all at a time: millions of small pieces take more memory than the file.
+    for start in range(0, len(offsets), _MARKS_AT_ONCE):
+        part = slice(start, start + _MARKS_AT_ONCE)
+        sizes = counts[part]
+        # No gaps: the end of a tile, its trailer and the next leader are one piece.
+        pieces = source.read_each((offsets[part] + sizes - _MARK).tolist(), 3 * _MARK)
+        marks = next_leader + b''.join(pieces)
+        if len(marks) < 3 * _MARK * len(sizes):
+            raise Damage('it became shorter while it was read')
+        marks, next_leader = marks[:3 * _MARK * len(sizes)], marks[3 * _MARK * len(sizes):]
+        leaders, tails, trailers = np.frombuffer(marks, '<u4').reshape(-1, 3).T
+        # A tile of less than 4 bytes is filled up with zeros.
+        tails = tails >> (8 * np.maximum(_MARK - sizes, 0)).astype(np.uint32)
+        wrong = np.flatnonzero((leaders != sizes) | (trailers != tails))
+        if len(wrong):
+            number = start + wrong[0]
+            index = int((owners[:number] == owners[number]).sum())
+            raise Damage(f'the marks around tile {index} of level {owners[number]} disagree '
+                         'with it')
 
 
 def _decode(path, n_overviews, has_mask):

@@ -328,6 +328,15 @@ def test_sphinx_builds_without_a_warning(tmp_path):
     assert (tmp_path / 'html' / 'index.html').exists()
 
 
+def test_pages_show_the_stored_results_of_writing():
+    report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
+    result = json.loads(report['FILES'].read_text())
+    assert report['render_files'](result) in read_page('README.rst')
+    page = read_page('docs/explanation/performance.rst')
+    for name in ('render_writers', 'render_added', 'render_file_goals'):
+        assert report[name](result) in page
+
+
 def test_pages_show_the_stored_results():
     report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
     result = json.loads(report['RESULT'].read_text())

@@ -27,6 +27,7 @@ import shapely
 from shapely.geometry import shape
 
 from cocoseg import BlendPlan, CocoStitchingManager, Window, WindowGrid, WriterQueue
+from cocoseg.coco import streamed
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.pixels import CanvasPixels, StreamedPixels
 from cocoseg.coco.sinks import EncoderSink, NoSink, SpoolSink
@@ -572,6 +573,36 @@ def test_a_disk_that_stays_full_fails_the_image(
     watch.hook, watch.n_failures = None, 0
     info = manager.finalize_image(1)
     assert info == figures and len(watch.taken) == 30
+    assert Path(dset.bundle_dpath, info['file_name']).read_bytes() == expected
+
+
+@pytest.mark.parametrize('name', ['cog', 'floats'])
+def test_windows_are_refused_while_much_cannot_be_stored(
+        dset, watch, stitched, monkeypatch, name):
+    """Else all of a large image would wait in RAM for a disk that is full."""
+    expected, figures, _ = stitched(name)
+    monkeypatch.setattr(streamed, '_MAX_REFUSED_NBYTES', 0)
+    manager = make_manager(dset, **FORMATS[name])
+    manager._table._executor = InlineExecutor()
+    manager.expect_windows(1, GRID)
+    watch.n_failures, refused = math.inf, 0
+    for window in GRID:
+        try:
+            manager.accumulate_image(1, window, predict(window))
+        except CanvasError as ex:
+            assert 'image 1' in str(ex) and 'simulated' in str(ex)
+            refused += 1
+            before = manager._table.get(1).nbytes
+            with pytest.raises(CanvasError):
+                manager.accumulate_image(1, window, predict(window))
+            assert manager._table.get(1).nbytes == before
+            watch.n_failures = 0
+            manager.accumulate_image(1, window, predict(window))
+            watch.n_failures = math.inf
+    assert refused >= 1
+    watch.n_failures = 0
+    info = manager.finalize_image(1)
+    assert info == {**figures, 'total_prob': pytest.approx(figures['total_prob'], rel=1e-12)}
     assert Path(dset.bundle_dpath, info['file_name']).read_bytes() == expected
 
 

@@ -1,5 +1,6 @@
 """The spool of tiles: in RAM, in a nameless file, and on disks that fail half way."""
 import errno
+import gc
 import os
 import random
 import tempfile
@@ -530,3 +531,50 @@ def test_close_waits_for_a_write_that_is_under_way(tmp_path, monkeypatch):
     closer.join(10)
     other.close()
     assert (tmp_path / 'precious').read_bytes() == b'precious'
+
+
+# ---- files that a process may open -----------------------------------------------
+
+def test_spools_leave_half_of_the_files_to_others(tmp_path, monkeypatch, caplog):
+    """Without one, what is finished could not even be written."""
+    monkeypatch.setattr(tile_spool, '_FILES', tile_spool._OpenFiles())
+    monkeypatch.setattr(tile_spool, '_get_file_limit', lambda: 5)
+    spools = [TileSpool(tmp_path, ram_nbytes=0) for _ in range(4)]
+    places = [spool.append([noise(100, number)]) for number, spool in enumerate(spools)]
+    assert [spool.nbytes for spool in spools] == [0, 0, 100, 100]
+    assert caplog.text.count('ulimit -n') == 1
+    spools[0].close()
+    # There is room for one more file: what waited in RAM goes there.
+    spools[3].append([noise(50)])
+    spools[2].append([noise(50)])
+    assert [spool.nbytes for spool in spools[1:]] == [0, 150, 0]
+    for number in (1, 2, 3):
+        assert spools[number].read(places[number], 100) == noise(100, number)
+        spools[number].close()
+
+
+def test_a_file_that_cannot_be_made_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(tile_spool, '_FILES', tile_spool._OpenFiles())
+    monkeypatch.setattr(tile_spool, '_get_file_limit', lambda: 2)
+    spool = TileSpool(tmp_path / 'missing', ram_nbytes=0)
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            spool.append([b'tile'])
+    (tmp_path / 'missing').mkdir()
+    assert spool.read(spool.append([b'tile']), 4) == b'tile'
+    assert spool.nbytes == 0
+    spool.close()
+
+
+def test_a_forgotten_spool_lets_its_file_go(tmp_path, monkeypatch):
+    files = tile_spool._OpenFiles()
+    monkeypatch.setattr(tile_spool, '_FILES', files)
+    before = count_descriptors()
+    spool = TileSpool(tmp_path, ram_nbytes=0)
+    spool.append([b'tile'])
+    assert files._n_open == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        del spool
+        gc.collect()
+    assert files._n_open == 0 and count_descriptors() == before
