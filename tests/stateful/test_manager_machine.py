@@ -28,6 +28,7 @@ from cocoseg.coco.lifecycle import ImageState
 from cocoseg.errors import (AlreadyFinalizedError, AssetWriteError, BandCountError, CoverageError,
                             ImageClosedError, NothingAccumulatedError, UnknownImageError,
                             WeightError, WindowShapeError)
+from cocoseg.io import cog as cog_module
 from cocoseg.io import images as images_module
 
 IMAGE_IDS = (1, 2, 3)
@@ -121,19 +122,24 @@ class ManagerMachine(RuleBasedStateMachine):
         self.unreported = []     # ids of failed images nobody was told about
         self.decoded = set()
         self.patches = [
-            mock.patch.object(images_module, 'write_image', self._write_image),
+            mock.patch.object(images_module, 'write_image',
+                              self._make_write(images_module.write_image)),
+            mock.patch.object(cog_module, 'write_encoded',
+                              self._make_write(cog_module.write_encoded)),
             mock.patch.object(Journal, 'append', self._make_append())]
         for patch in self.patches:
             patch.start()
 
     # ---- faults ------------------------------------------------------------
 
-    def _write_image(self, fpath, data, _real=images_module.write_image, **options):
-        image_id = int(os.path.basename(fpath)[2])
-        if self.failing.get(image_id) == 'write':
-            del self.failing[image_id]
-            raise OSError(28, 'No space left on device (simulated)')
-        return _real(fpath, data, **options)
+    def _make_write(self, real):
+        def write(fpath, *args, **options):
+            image_id = int(os.path.basename(fpath)[2])
+            if self.failing.get(image_id) == 'write':
+                del self.failing[image_id]
+                raise OSError(28, 'No space left on device (simulated)')
+            return real(fpath, *args, **options)
+        return write
 
     def _make_append(self, real=Journal.append):
         def append(journal, record):
