@@ -120,6 +120,8 @@ def audit_manifest(fpath, *, full=False, all_assets=False, on_check=None):
                 for name in sorted(glob.glob(os.path.join(glob.escape(folder),
                                                           '.cocoseg-*.jsonl')))}
     records = {path: record for journal in journals.values() for path, record in journal.items()}
+    # Loads what reads channels, which is not the time of the first check.
+    list_channels('loaded')
     checks = []
     for path, asset, img in assets:
         told = img.get('has_predictions')
