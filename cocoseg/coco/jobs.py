@@ -279,7 +279,7 @@ class JobTable:
                 job.pixels.close()
         if self._executor is not None:
             # An image that is being written goes on in its writer thread.
-            self._executor.shutdown(wait=False)
+            self._executor.shutdown()
 
     def managed(self):
         """Return the jobs whose data nobody submitted yet, or whose write failed."""

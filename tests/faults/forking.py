@@ -120,6 +120,9 @@ class Traps:
 
 def warm_up():
     """Import what the programs import, and load the kernels; start no thread."""
+    # Libraries load it late, when a child may have no right to read it any more.
+    import fractions  # noqa: F401
+
     import delayed_image  # noqa: F401
     import kwcoco  # noqa: F401
     import kwimage  # noqa: F401

@@ -49,12 +49,13 @@ def count_descriptors():
 
 def assert_all_ended(before):
     """Check threads and files against (threads, number of files) of before."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         # Fewer files: what another test had forgotten may end now.
         if set(threading.enumerate()) <= before[0] and count_descriptors() <= before[1]:
             return
         gc.collect()
+        time.sleep(0.01)
     raise AssertionError((before, threading.enumerate(), count_descriptors()))
 
 
