@@ -73,7 +73,10 @@ class CogError(CocosegError, ValueError):
 
 class AssetWriteError(CocosegError, OSError):
     """
-    An asset could not be written; nothing of it is visible or registered.
+    An asset could not be written; it is not registered, and never half visible.
+
+    If only its line in the journal could not be written, the whole file is
+    there already; the next try writes it again.
 
     Attributes:
         image_id (int | None): kwcoco image whose asset failed.
