@@ -92,6 +92,34 @@ class AssetWriteError(CocosegError, OSError):
         return (type(self), (str(self), self.image_id, self.path))
 
 
+class TaskError(CocosegError, RuntimeError):
+    """
+    A task of a parallel run failed; raised from the error of the task.
+
+    Attributes:
+        task (object): what the function was called with, such as a segment tile.
+    """
+
+    def __init__(self, message, task=None):
+        super().__init__(message)
+        self.task = task
+
+    def __reduce__(self):
+        return (type(self), (str(self), self.task))
+
+
+class TaskTimeoutError(TaskError, TimeoutError):
+    """A task of a parallel run took longer than it may."""
+
+
+class NodataError(CocosegError, ValueError):
+    """The nodata value of the input is not one that can be used, or bands differ in it."""
+
+
+class LabelOverflowError(CocosegError, OverflowError):
+    """There are more labels than fit in 32 bits."""
+
+
 class CanvasError(CocosegError, OSError):
     """The memory to accumulate an image in could not be had."""
 

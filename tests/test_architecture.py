@@ -19,7 +19,7 @@ PACKAGE = 'cocoseg'
 
 # A module imports only from strictly lower layers or from its own folder.
 LAYERS = {
-    'errors': 0, 'protocols': 0,
+    'errors': 0, 'machine': 0, 'protocols': 0,
     'grid': 1, 'labels': 1,
     'stitch': 2, 'engine': 2, 'io': 2,
     'shepherd': 3, 'postprocess': 3,

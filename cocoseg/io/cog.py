@@ -24,6 +24,7 @@ from cocoseg.io.overviews import check_method
 from cocoseg.io.pyramid import PyramidEncoder
 from cocoseg.io.tile_spool import write_all
 from cocoseg.io.verify import CogReport, verify_cog
+from cocoseg.machine import count_cpus
 
 __all__ = ['CogReport', 'CogWriter', 'write_cog']
 
@@ -444,13 +445,6 @@ def _coerce_dtype(dtype):
         return np.dtype(dtype).newbyteorder('=')
     except TypeError as ex:
         raise OptionError(f'dtype={dtype!r} is no type of pixels ({ex})') from ex
-
-
-def count_cpus():
-    """Return how many CPUs this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_blocksize(blocksize):

@@ -1,0 +1,227 @@
+"""
+Executors: one way to run independent tasks, serially or in threads.
+
+The serial executor is the specification; others run the same function on the
+same tasks and may only differ in the order of the results. A task carries
+paths, windows and small values, so that the same tasks can go to other
+processes one day.
+"""
+from __future__ import annotations
+
+import re
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any, Callable, Iterable, Iterator, Protocol, runtime_checkable
+
+from cocoseg.errors import OptionError, TaskError, TaskTimeoutError
+from cocoseg.machine import count_cpus
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """
+    Run a function on tasks, with bounded work in flight.
+
+    ``n_workers`` is how many tasks run at a time. ``run`` may be called again
+    after it ended; one thread at a time calls it.
+    """
+
+    n_workers: int
+
+    def run(self, func: Callable[[Any], Any], tasks: Iterable[Any], *,
+            describe: Callable[[Any], str] = repr, timeout: float | None = None,
+            max_pending: int | None = None) -> Iterator[tuple[Any, Any]]: ...
+
+
+class SerialExecutor:
+    """
+    Run each task in the caller's thread, when its result is asked for.
+
+    Example:
+        >>> from cocoseg.engine.executors import Executor, SerialExecutor
+        >>> assert isinstance(SerialExecutor(), Executor)
+        >>> list(SerialExecutor().run(abs, [-1, 2]))
+        [(-1, 1), (2, 2)]
+    """
+
+    n_workers = 1
+
+    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None):
+        """
+        Yield (task, result) in order.
+
+        Args:
+            func (Callable): called with one task.
+            tasks (Iterable): taken one by one.
+            describe (Callable): names a task in messages.
+            timeout (float | None): seconds that a task may take; noticed when
+                the task has ended.
+            max_pending (int | None): not needed here.
+
+        Raises:
+            TaskError: if a task fails; from its error.
+            TaskTimeoutError: if one takes too long.
+        """
+        for task in tasks:
+            start = time.monotonic()
+            try:
+                result = func(task)
+            except Exception as ex:
+                raise _make_error(task, describe, ex) from ex
+            _check_time(task, describe, time.monotonic() - start, timeout)
+            yield task, result
+
+
+class ThreadExecutor:
+    """
+    Run tasks in threads; they run at the same time where they release the GIL.
+
+    The first task that fails ends the run: no other begins, and the error is
+    raised when those that had begun are through. One that is beyond its
+    ``timeout`` is not waited for.
+
+    Args:
+        n_workers (int): threads, at least 1.
+
+    Example:
+        >>> from cocoseg.engine.executors import ThreadExecutor
+        >>> sorted(ThreadExecutor(2).run(abs, [-1, 2]))
+        [(-1, 1), (2, 2)]
+    """
+
+    def __init__(self, n_workers):
+        self.n_workers = n_workers
+
+    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None):
+        """
+        Yield (task, result) as they come.
+
+        Args:
+            func, tasks, describe: as for :meth:`SerialExecutor.run`.
+            timeout (float | None): seconds that a task may take, from when it
+                begins.
+            max_pending (int | None): tasks that are begun, or done and not yet
+                taken, at most; None is two per thread.
+
+        Raises:
+            TaskError: if a task fails; from its error.
+            TaskTimeoutError: if one takes too long.
+        """
+        max_pending = 2 * self.n_workers if max_pending is None else max(max_pending, 1)
+        run = _ThreadRun(func, describe, timeout, self.n_workers)
+        try:
+            yield from run.iterate(iter(tasks), max_pending)
+        finally:
+            run.stop()
+
+
+class _ThreadRun:
+    """The state of one call of :meth:`ThreadExecutor.run`."""
+
+    def __init__(self, func, describe, timeout, n_workers):
+        self._func, self._describe, self._timeout = func, describe, timeout
+        self._pool = ThreadPoolExecutor(n_workers, 'cocoseg-task')
+        self._is_stopped = threading.Event()
+        # Future -> task, and task's start by future, once it has one.
+        self._tasks, self._starts = {}, {}
+        self._is_late = False
+
+    def iterate(self, tasks, max_pending):
+        exhausted = False
+        while True:
+            while not exhausted and len(self._tasks) < max_pending:
+                try:
+                    task = next(tasks)
+                except StopIteration:
+                    exhausted = True
+                    break
+                self._submit(task)
+            if not self._tasks:
+                return
+            for future in self._wait():
+                task = self._tasks.pop(future)
+                self._starts.pop(future, None)
+                error = future.exception()
+                if error is not None:
+                    raise _make_error(task, self._describe, error) from error
+                yield task, future.result()
+
+    def _submit(self, task):
+        begun = []
+
+        def call():
+            if self._is_stopped.is_set():
+                return None
+            begun.append(time.monotonic())
+            return self._func(task)
+
+        future = self._pool.submit(call)
+        self._tasks[future] = task
+        self._starts[future] = begun
+
+    def _wait(self):
+        """Return the futures that are done, at least one."""
+        while True:
+            done, _ = wait(self._tasks, self._find_patience(), FIRST_COMPLETED)
+            if done:
+                # In the order in which they began, as far as that is known.
+                return [future for future in list(self._tasks) if future in done]
+            for future, begun in self._starts.items():
+                if begun and self._timeout is not None:
+                    elapsed = time.monotonic() - begun[0]
+                    self._is_late = elapsed > self._timeout
+                    _check_time(self._tasks[future], self._describe, elapsed, self._timeout)
+
+    def _find_patience(self):
+        if self._timeout is None:
+            return None
+        now = time.monotonic()
+        left = [self._timeout - (now - begun[0]) for begun in self._starts.values() if begun]
+        return max(min(left, default=self._timeout), 0.0) + 0.01
+
+    def stop(self):
+        """Begin no other task, and wait for those that have begun, unless one is late."""
+        self._is_stopped.set()
+        self._pool.shutdown(wait=not self._is_late, cancel_futures=True)
+
+
+def get_executor(spec='serial'):
+    """
+    Return what runs tasks.
+
+    Args:
+        spec (str | Executor): 'serial', 'threads' (one per CPU), 'threads:N',
+            or an executor, which is returned.
+
+    Returns:
+        Executor: see :class:`Executor`.
+
+    Raises:
+        OptionError: for anything else.
+
+    Example:
+        >>> from cocoseg import get_executor
+        >>> get_executor('threads:2').n_workers, get_executor('serial').n_workers
+        (2, 1)
+    """
+    if isinstance(spec, Executor):
+        return spec
+    match = re.fullmatch(r'(serial|threads)(?::([0-9]+))?', spec) if isinstance(spec, str) else None
+    if match is None or (match[1] == 'serial' and match[2]) or match[2] == '0':
+        raise OptionError(f"executor={spec!r} is unknown; use 'serial', 'threads', 'threads:N' "
+                          'with N of at least 1, or an object with run() and n_workers')
+    if match[1] == 'serial':
+        return SerialExecutor()
+    return ThreadExecutor(int(match[2]) if match[2] else count_cpus())
+
+
+def _make_error(task, describe, cause):
+    return TaskError(f'{describe(task)} failed: {type(cause).__name__}: {cause}', task=task)
+
+
+def _check_time(task, describe, elapsed, timeout):
+    if timeout is not None and elapsed > timeout:
+        raise TaskTimeoutError(
+            f'{describe(task)} took {elapsed:.1f} s, more than timeout={timeout:g} s; give it '
+            'more time, or make tasks smaller', task=task)
