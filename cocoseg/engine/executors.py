@@ -31,7 +31,8 @@ class Executor(Protocol):
 
     def run(self, func: Callable[[Any], Any], tasks: Iterable[Any], *,
             describe: Callable[[Any], str] = repr, timeout: float | None = None,
-            max_pending: int | None = None) -> Iterator[tuple[Any, Any]]: ...
+            max_pending: int | None = None, ordered: bool = False,
+            ) -> Iterator[tuple[Any, Any]]: ...
 
 
 class SerialExecutor:
@@ -47,7 +48,7 @@ class SerialExecutor:
 
     n_workers = 1
 
-    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None):
+    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None, ordered=True):
         """
         Yield (task, result) in order.
 
@@ -57,7 +58,7 @@ class SerialExecutor:
             describe (Callable): names a task in messages.
             timeout (float | None): seconds that a task may take; noticed when
                 the task has ended.
-            max_pending (int | None): not needed here.
+            max_pending (int | None): not needed here, as is ``ordered``.
 
         Raises:
             TaskError: if a task fails; from its error.
@@ -93,7 +94,7 @@ class ThreadExecutor:
     def __init__(self, n_workers):
         self.n_workers = n_workers
 
-    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None):
+    def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None, ordered=False):
         """
         Yield (task, result) as they come.
 
@@ -103,6 +104,7 @@ class ThreadExecutor:
                 begins.
             max_pending (int | None): tasks that are begun, or done and not yet
                 taken, at most; None is two per thread.
+            ordered (bool): yield in the order of the tasks.
 
         Raises:
             TaskError: if a task fails; from its error.
@@ -111,7 +113,7 @@ class ThreadExecutor:
         max_pending = 2 * self.n_workers if max_pending is None else max(max_pending, 1)
         run = _ThreadRun(func, describe, timeout, self.n_workers)
         try:
-            yield from run.iterate(iter(tasks), max_pending)
+            yield from run.iterate(iter(tasks), max_pending, ordered)
         finally:
             run.stop()
 
@@ -127,7 +129,7 @@ class _ThreadRun:
         self._tasks, self._starts = {}, {}
         self._is_late = False
 
-    def iterate(self, tasks, max_pending):
+    def iterate(self, tasks, max_pending, ordered):
         exhausted = False
         while True:
             while not exhausted and len(self._tasks) < max_pending:
@@ -139,7 +141,7 @@ class _ThreadRun:
                 self._submit(task)
             if not self._tasks:
                 return
-            for future in self._wait():
+            for future in self._wait(ordered):
                 task = self._tasks.pop(future)
                 self._starts.pop(future, None)
                 error = future.exception()
@@ -160,13 +162,17 @@ class _ThreadRun:
         self._tasks[future] = task
         self._starts[future] = begun
 
-    def _wait(self):
-        """Return the futures that are done, at least one."""
+    def _wait(self, ordered):
+        """Return the futures that are done, at least one; if ordered, only those due next."""
         while True:
-            done, _ = wait(self._tasks, self._find_patience(), FIRST_COMPLETED)
-            if done:
-                # In the order in which they began, as far as that is known.
-                return [future for future in list(self._tasks) if future in done]
+            done = [future for future in self._tasks if future.done()]
+            # A task that failed ends the run, also if it is not due yet.
+            failed = [future for future in done if future.exception() is not None]
+            due = [future for future in list(self._tasks)[:1] if future in done]
+            if failed or (due if ordered else done):
+                return failed or (due if ordered else done)
+            wait([future for future in self._tasks if future not in done],
+                 self._find_patience(), FIRST_COMPLETED)
             for future, begun in self._starts.items():
                 if begun and self._timeout is not None:
                     elapsed = time.monotonic() - begun[0]

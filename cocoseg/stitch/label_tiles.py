@@ -111,8 +111,11 @@ class TileLayout:
 
     def find_neighbors(self, window):
         """Return the other tiles that see pixels of a tile; of a lattice, those beside it."""
+        return self._find_around(window, self.find_core(window))
+
+    def _find_around(self, window, core):
+        """Return the other tiles that meet a window, and whose reach meets a core."""
         y0, x0, y1, x1, *reach = self._edges.T
-        core = self.find_core(window)
         found = ((y0 < window.y1) & (y1 > window.y0) & (x0 < window.x1) & (x1 > window.x0)
                  & (reach[0] < core.y1) & (reach[2] > core.y0)
                  & (reach[1] < core.x1) & (reach[3] > core.x0))
@@ -142,8 +145,11 @@ class TileLayout:
         """Return windows that hold every two pixels next to each other of different tiles."""
         height, width = self.shape
         if self._cores is None:
-            return sorted({window.intersect(other).pad(1).clip(self.shape)
-                           for window in self.windows for other in self.find_neighbors(window)})
+            # Also of tiles that touch and do not overlap.
+            outer = [(window, window.pad(1)) for window in self.windows]
+            return sorted({reach.intersect(other.pad(1)).clip(self.shape)
+                           for window, reach in outer
+                           for other in self._find_around(reach, reach) if other != window})
         cores = self._cores.values()
         rows, columns = ({core.y0 for core in cores}, {core.x0 for core in cores})
         return ([Window(y - 1, 0, y + 1, width) for y in sorted(rows) if y]
