@@ -33,6 +33,13 @@ _HOMES = {
     'cocoseg.engine.executors': ['get_executor'],
     'cocoseg.engine.timings': ['Timings', 'format_timings'],
     'cocoseg.shepherd.config': ['ShepherdConfig'],
+    'cocoseg.shepherd.segment': ['ShepherdResult', 'shepherd_segment'],
+    'cocoseg.shepherd.tiled': ['TiledShepherdResult', 'segment_raster'],
+    'cocoseg.shepherd.stats': ['segment_stats'],
+    'cocoseg.shepherd.statspec': ['UserStat'],
+    'cocoseg.shepherd.segment_table': ['SegmentTable'],
+    'cocoseg.shepherd.subset': ['SubsetResult', 'subset_segments'],
+    'cocoseg.io.vector': ['write_segment_polygons'],
     'cocoseg.io.cog': ['CogWriter', 'write_cog'],
     'cocoseg.io.verify': ['verify_cog'],
     'cocoseg.io.queue': ['WriterQueue'],
@@ -40,6 +47,7 @@ _HOMES = {
     'cocoseg.coco.compat': ['fix_slice'],
     'cocoseg.coco.predict': ['predict_dataset'],
     'cocoseg.coco.predictors': ['EstimatorPredictor', 'load_predictor'],
+    'cocoseg.coco.shepherd_predictor': ['ShepherdPredictor'],
     'cocoseg.coco.example': ['demo_coco_stitching_manager'],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -20,7 +20,9 @@ class Predictor(Protocol):
 
     ``image`` is float32, shape (h, w, B), NaN where there is no data, and must
     not be modified. The result is float, shape (h, w, K). One thread calls at
-    a time.
+    a time. With an attribute ``kind`` of 'labels' the result is int, ids from
+    1 that mean something in this window only, shape (h, w) or (h, w, 1), 0
+    where nothing is; ``label_options`` then tell how they are put together.
     """
 
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
@@ -35,6 +37,27 @@ class BatchPredictor(Predictor, Protocol):
     """
 
     def predict_batch(self, images: np.ndarray) -> np.ndarray: ...
+
+
+@runtime_checkable
+class FittedPredictor(Predictor, Protocol):
+    """
+    A predictor that learns from pixels of all images before the first window.
+
+    While ``is_fitted`` is False, ``count_samples`` is asked how many of so many
+    pixels it wants, ``find_valid`` which pixels (h, w) of an image (h, w, B)
+    have data, and ``fit`` gets such pixels, float32 (n, B), in place. ``seed``
+    (int) is that of their choice.
+    """
+
+    is_fitted: bool
+    seed: int
+
+    def count_samples(self, n_pixels: int) -> int: ...
+
+    def find_valid(self, image: np.ndarray) -> np.ndarray: ...
+
+    def fit(self, samples: np.ndarray) -> None: ...
 
 
 @runtime_checkable

@@ -42,7 +42,7 @@ ONLY_IN = {
 # Libraries that are imported inside functions, never when a module is.
 HEAVY = frozenset({
     'numba', 'osgeo', 'sklearn', 'skops', 'kwcoco', 'kwimage', 'cv2', 'dask', 'distributed',
-    'tifffile', 'torch', 'shapely', 'scipy', 'pandas', 'matplotlib', 'skimage', 'zarr',
+    'tifffile', 'torch', 'shapely', 'scipy', 'pandas', 'pyarrow', 'matplotlib', 'skimage', 'zarr',
 })
 
 MAX_MODULE_LINES = 500

@@ -25,6 +25,9 @@ def main(argv=None):
     from cocoseg import __version__
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.predict import PredictConfig
+    from cocoseg.cli.segment import SegmentConfig
+    from cocoseg.cli.stats import StatsConfig
+    from cocoseg.cli.subset import SubsetConfig
     from cocoseg.cli.verify import VerifyConfig, flags_last
 
     class CocosegModal(kwconf.ModalCLI):
@@ -33,6 +36,9 @@ def main(argv=None):
         __prog__ = 'cocoseg'
         demo = DemoConfig
         predict = PredictConfig
+        segment = SegmentConfig
+        stats = StatsConfig
+        subset = SubsetConfig
         verify = VerifyConfig
 
     CocosegModal.__version__ = __version__

@@ -31,8 +31,8 @@ class PredictConfig(kwconf.Config):
     src = kwconf.Value(None, position=1, required=True, help='input kwcoco manifest')
     dst = kwconf.Value(None, required=True, help='manifest to write; assets go beside it')
     predictor = kwconf.Value(None, required=True, help=(
-        'package.module:function, (h, w, B) float32 -> (h, w, K); or a scikit-learn '
-        'estimator saved with skops (*.skops)'))
+        'package.module:function, (h, w, B) float32 -> (h, w, K), or ids if its kind is '
+        '"labels"; or a scikit-learn estimator saved with skops (*.skops)'))
     trusted = kwconf.Value([], nargs='+', type=str, help=(
         'types in a skops file to trust, such as sklearn.tree._tree.Tree'))
     channels = kwconf.Value(None, type=str, help=(

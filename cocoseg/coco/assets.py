@@ -28,10 +28,12 @@ class AssetSpec:
     One of the assets that every image gets.
 
     Attributes:
-        name (str): 'mean', or that of the layer; distinct.
+        name (str): 'mean', 'labels', or that of the layer; distinct.
         chan_code (str): its channels, one per band.
-        layer (Layer | None): what makes it; None is the blended mean.
+        layer (Layer | None): what makes it; None is the main asset, the
+            blended mean or the labels.
         categories (tuple[str, ...] | None): what the values 0, 1, … stand for.
+        reduction (str): how overviews of the main asset are made.
 
     Example:
         >>> spec = AssetSpec('class', 'pred_class', ClassMap(), ('water', 'land'))
@@ -45,6 +47,7 @@ class AssetSpec:
     chan_code: str
     layer: Any = None
     categories: tuple[str, ...] | None = None
+    reduction: str = 'average'
 
     @property
     def channels(self):
@@ -62,7 +65,7 @@ class AssetSpec:
     @property
     def overviews(self):
         """How overviews are made."""
-        return 'average' if self.layer is None else self.layer.overviews
+        return self.reduction if self.layer is None else self.layer.overviews
 
 
 def check_channels(option, chan_code):

@@ -12,8 +12,7 @@ import logging
 import os
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
-
+from cocoseg.coco.annotations import iter_annotations
 from cocoseg.coco.geometry import (compute_region, concise_affine, georeference,
                                    region_to_geojson)
 from cocoseg.coco.journal import compute_checksum
@@ -32,16 +31,16 @@ def finish_image(job):
 
     Returns:
         tuple[dict, dict]: the record for the manifest, and the figures for
-        the caller (``n_anns``, ``total_prob``, ``n_clipped``, ``n_invalid``,
-        ``file_name``, ``layers``).
+        the caller (``n_anns``, ``total_prob``, ``n_clipped``, ``file_name``,
+        ``layers``, and those of its pixels).
 
     Raises:
         OSError: if a file cannot be written; none is visible then.
     """
     options, stitcher = job.options, job.stitcher
     job.pixels.settle()
-    info = {'n_anns': 0, 'total_prob': 0.0, 'n_clipped': 0,
-            'n_invalid': stitcher.n_invalid, 'file_name': None, 'layers': {}}
+    info = {'n_anns': 0, 'total_prob': 0.0, 'n_clipped': 0, **job.pixels.figures,
+            'file_name': None, 'layers': {}}
     record = {'image_id': job.image_id, 'image_name': job.img.get('name')}
     files = _write_files(job, info)
     if options.write_probs:
@@ -53,7 +52,7 @@ def finish_image(job):
         record['region'] = region_to_geojson(region)
         record['has_predictions'] = {options.chan_code: True}
     if options.write_preds:
-        record['annotations'] = list(_iter_annotations(job))
+        record['annotations'] = list(iter_annotations(job))
         info['n_anns'] = len(record['annotations'])
     return record, info
 
@@ -174,22 +173,3 @@ def _make_entry(job, spec, rendering, fpath):
     if spec.categories is not None:
         entry['categories'] = list(spec.categories)
     return entry
-
-
-def _iter_annotations(job):
-    """Yield scored polygons of the thresholded channels, in image space."""
-    import kwimage
-    from scipy import ndimage
-
-    from cocoseg.io.polygonize import polygonize_labels
-    limit = job.pixels.get_limit(job.options.thresh)
-    for category, band in job.options.polygon_bands:
-        plane = job.pixels.read_plane(band)
-        # NaN compares false: pixels without data are in no polygon.
-        labels, n_labels = ndimage.label(plane > limit)
-        scores = ndimage.mean(plane, labels, index=np.arange(1, n_labels + 1))
-        for label, polygon in polygonize_labels(labels.astype(np.int32)):
-            shape = kwimage.Polygon.from_shapely(polygon).warp(job.warp_img_from_asset)
-            yield {'category': category, 'score': float(scores[label - 1]),
-                   'bbox': [float(part) for part in shape.box().to_xywh().data],
-                   'segmentation': shape.to_coco(style='new')}

@@ -61,7 +61,7 @@ class ImageJob:
 
     @property
     def stitcher(self):
-        """The :class:`~cocoseg.stitch.soft.SoftStitcher` that blends the windows."""
+        """The SoftStitcher or LabelStitcher that puts the windows together."""
         return self.pixels.stitcher
 
     @property

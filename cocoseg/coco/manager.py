@@ -2,28 +2,27 @@
 The stitching manager: windows of many images in, registered assets out.
 
 It owns the life of every image (see :mod:`cocoseg.coco.lifecycle`) and wires
-the parts: a :class:`SoftStitcher` per image accumulates, the writer queue runs
+the parts: a stitcher per image accumulates, the writer queue runs
 :func:`finish_image`, the journal remembers, the manifest registers.
 """
 from __future__ import annotations
 
 import logging
 import os
-import weakref
 
+from cocoseg.coco.arrivals import take_window
 from cocoseg.coco.checkpoint import IntervalDumper
-from cocoseg.coco.compat import center_weighted_add, take_deprecated, weigh_window
+from cocoseg.coco.compat import center_weighted_add, take_deprecated
 from cocoseg.coco.finisher import Finisher
 from cocoseg.coco.jobs import JobTable
 from cocoseg.coco.journal import Journal
+from cocoseg.coco.label_options import make_asset_options
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
-from cocoseg.coco.options import (AssetOptions, check_dump_interval, check_num_bands,
-                                  check_run_options, make_canvas_options)
-from cocoseg.coco.resume import begin_run, make_folder
-from cocoseg.errors import AlreadyFinalizedError, BandCountError, CoverageError, OptionError
-from cocoseg.grid.window import Window
-from cocoseg.stitch.soft import as_numpy
+from cocoseg.coco.options import (check_dump_interval, check_num_bands, check_run_options,
+                                  make_canvas_options)
+from cocoseg.coco.resume import begin_run, make_busy, make_folder
+from cocoseg.errors import AlreadyFinalizedError, CoverageError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +109,15 @@ class CocoStitchingManager:
             there is an old one. None: only by :meth:`dump`.
         settings (dict | None): what else changes the bytes, such as
             ``{'model': 'v3'}``: JSON values by name, for ``resume``.
+        kind (str): 'soft', values that are blended; or 'labels', ids that
+            mean something in one window only, which become ids of the image
+            (:class:`~cocoseg.stitch.label.LabelStitcher`): one channel of
+            uint32, 0 is nodata. Options about values are refused then;
+            polygons are those of the segments. A folder as ``memmap`` is
+            where ids of more than 64 MiB wait, which they do in any case.
+        label_options (dict | LabelOptions | None): for labels:
+            ``connectivity``, ``match``, ``min_size``, ``max_difference``, and
+            ``overviews``; see :class:`~cocoseg.coco.label_options.LabelOptions`.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
@@ -147,11 +155,11 @@ class CocoStitchingManager:
                  write_prediction_attrs=True, assets_dname='_assets',
                  dtype='float32', *, stiching_space=None, readiness='declared',
                  on_collision='raise', resume=False, memory_budget=None, layers=(),
-                 dump_interval=None, settings=None):
+                 dump_interval=None, settings=None, kind='soft', label_options=None):
         self.manifest = get_manifest(result_dataset)
         self.result_dataset = result_dataset
-        self.options = AssetOptions(
-            chan_code=chan_code, short_code=short_code,
+        self.options = make_asset_options(
+            kind, label_options, chan_code=chan_code, short_code=short_code,
             space=stitching_space if stiching_space is None else stiching_space,
             thresh=thresh, write_probs=write_probs, write_preds=write_preds,
             polygon_categories=polygon_categories, prob_compress=prob_compress,
@@ -161,14 +169,14 @@ class CocoStitchingManager:
             assets_dname=assets_dname, dtype=dtype, layers=layers)
         check_run_options(readiness, on_collision)
         check_num_bands(num_bands, chan_code, self.num_bands)
-        canvas = make_canvas_options(device, memmap, memory_budget)
+        canvas = make_canvas_options(device, memmap, memory_budget, kind)
         config, texts = self.options.describe_run(settings)
         dumper = IntervalDumper(self.manifest, check_dump_interval(dump_interval))
         self.prob_dpath = make_folder(self.manifest, self.options)
         self._table = JobTable(self.manifest, self, self.options, self.prob_dpath,
                                canvas, readiness, on_collision == 'replace')
         journal = Journal(os.path.join(self.prob_dpath, self.options.journal_name), config, texts,
-                          is_busy=_make_busy(self._table))
+                          is_busy=make_busy(self._table))
         self._finisher = Finisher(self._table, self.manifest, journal, dumper, writer_queue)
         self._closed = False
         begin_run(journal, self.manifest, self._table, dumper, resume)
@@ -256,12 +264,13 @@ class CocoStitchingManager:
         The image is ready exactly when the last of them has come. Windows that
         are added without weights blend with the linear plan of these windows.
         Blocks that no window can touch any more leave the canvas at once (not
-        with ``memmap``, a torch device, or where no asset is written).
+        with ``memmap``, a torch device, where no asset is written, or labels).
 
         Args:
             image_id (int): kwcoco image id.
             windows (WindowGrid | Iterable[Window | tuple[slice, slice]]):
-                asset px; a window declared twice is expected twice.
+                asset px; a window declared twice is expected twice (labels of
+                one place come once).
             asset_dsize (tuple[int, int] | None): see :meth:`accumulate_image`.
             scale_asset_from_stitchspace: see :meth:`accumulate_image`.
 
@@ -289,6 +298,7 @@ class CocoStitchingManager:
                 negative means outside. None is the whole asset.
             data (ndarray | Tensor): real, shape (h, w, C), NaN or infinite
                 where invalid; never modified. (h, w) stands for every channel.
+                Of labels: int, (h, w) or (h, w, 1), 0 where nothing is.
             asset_dsize (tuple[int, int] | None): (w, h) of the asset, px.
                 None is the size of the video (image), not scaled.
             scale_asset_from_stitchspace (float | tuple | Affine | None): the
@@ -298,7 +308,9 @@ class CocoStitchingManager:
             weights (ndarray | Tensor | None): finite, >= 0, shape (h, w).
             downweight_edges (bool): multiply by
                 :func:`~cocoseg.stitch.blend.edge_weights`.
-            **kwargs: ``dsize`` and ``scale``, deprecated names of two above.
+            **kwargs: ``values`` (ndarray | None), of labels, shape (h, w, B):
+                what tells which are alike, for ``min_size``, else not looked
+                at; ``dsize`` and ``scale``, deprecated names of two above.
 
         Raises:
             UnknownImageError: if the manifest has no such image.
@@ -315,31 +327,15 @@ class CocoStitchingManager:
         self._finisher.raise_pending()
         if is_ready not in (True, False, 'auto'):
             raise OptionError(f"is_ready={is_ready!r} must be True, False or 'auto'")
+        values = kwargs.pop('values', None)
         asset_dsize, scale = take_deprecated(kwargs, asset_dsize, scale_asset_from_stitchspace)
         job = self._table.enter(gid, asset_dsize, scale)
         try:
-            shape = job.stitcher.shape
-            window = (Window.from_shape(shape) if space_slice is None
-                      else Window.coerce(space_slice, shape))
-            job.stitcher.clip(window)
-            weights = weigh_window(window, weights, downweight_edges)
-            job.pixels.add(window, self._fit_bands(window, data), weights)
+            take_window(job, space_slice, data, weights=weights,
+                        downweight_edges=downweight_edges, values=values)
             self._table.receive(job, is_ready)
         finally:
             self._table.leave(job)
-
-    def _fit_bands(self, window, data):
-        """Return the data with a band axis that fits the channels."""
-        if not hasattr(data, 'detach'):
-            data = as_numpy(data)
-        if len(data.shape) == 2:
-            # No band axis: the plane stands for every channel.
-            data = as_numpy(data)[..., None].repeat(self.num_bands, axis=2)
-        if len(data.shape) == 3 and data.shape[2] != self.num_bands:
-            raise BandCountError(
-                f'data for {window} has {data.shape[2]} bands but chan_code={self.chan_code!r} '
-                f'has {self.num_bands}; give one band per channel')
-        return data
 
     def mark_ready(self, image_id):
         """
@@ -367,6 +363,9 @@ class CocoStitchingManager:
             ``n_clipped`` (values outside ``expected_minmax``), ``n_invalid``
             (pixels of windows skipped as NaN or infinite), ``file_name``,
             ``layers`` (file names by name: 'class', …; 'mask_2' for a second).
+            Of labels also ``n_labels``, ``n_merged`` (labels below ``min_size``
+            that joined another), and ``seams`` (None, or ``n_seams``,
+            ``mean_agreement`` and ``lowest_agreement`` of neighboring windows).
 
         Raises:
             NothingAccumulatedError: if no data came for it.
@@ -479,13 +478,3 @@ class CocoStitchingManager:
             self._finisher.wait()
         finally:
             self._release()
-
-
-def _make_busy(table):
-    """Return a function that says whether images are in work, which keeps nothing alive."""
-    ref = weakref.ref(table)
-
-    def is_busy():
-        table = ref()
-        return table is not None and bool(table.jobs_in(*ImageState))
-    return is_busy

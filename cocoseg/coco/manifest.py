@@ -281,7 +281,8 @@ class Manifest:
     def _find_annotations(self, record):
         """Return the ids of annotations that a record made."""
         def describe(annotation, category):
-            return (category, tuple(annotation['bbox']), annotation.get('score'))
+            return (category, tuple(annotation['bbox']), annotation.get('score'),
+                    annotation.get('segment_id'))
         wanted = {describe(new, new['category']) for new in record.get('annotations', ())}
         names = {category_id: cat['name'] for category_id, cat in self.dset.cats.items()}
         return [old['id'] for old in self.dset.annots(image_id=record['image_id']).objs

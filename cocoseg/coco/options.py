@@ -7,6 +7,7 @@ import json
 import numbers
 import os
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from cocoseg.coco.assets import check_channels, check_png, coerce_layers, make_specs
 from cocoseg.coco.manifest import list_channels
@@ -53,6 +54,11 @@ class AssetOptions:
     dtype: str = 'float32'
     layers: tuple = ()
 
+    # What windows hold: values to blend. Labels have options of their own.
+    kind: ClassVar[str] = 'soft'
+    # Of the files of the main asset, when codes are as wide as they get.
+    main_dtype: ClassVar[str] = 'int16'
+
     def __post_init__(self):
         from cocoseg.stitch.canvas import check_dtype
         put = object.__setattr__
@@ -83,7 +89,7 @@ class AssetOptions:
         from cocoseg.io.overviews import check_method
         driver = 'COG' if self.prob_format == 'cog' else 'GTiff'
         for spec in self.assets:
-            dtype = 'int16' if spec.layer is None else self.describe(spec.layer).dtype
+            dtype = self.main_dtype if spec.layer is None else self.describe(spec.layer).dtype
             Codec.coerce(self.prob_compress, None, 'auto', dtype, driver)
             check_method(spec.overviews)
         check_blocksize(self.prob_blocksize)
@@ -255,9 +261,13 @@ def check_num_bands(num_bands, chan_code, n_channels):
                           f"{n_channels} channels; use 'auto'")
 
 
-def make_canvas_options(device, memmap, memory_budget):
+def make_canvas_options(device, memmap, memory_budget, kind='soft'):
     """
     Return how images are accumulated, with one budget for all of them.
+
+    Args:
+        device, memmap, memory_budget: of the manager.
+        kind (str): 'soft' or 'labels'.
 
     Raises:
         OptionError: for an option that is unknown or contradicts another.
@@ -269,6 +279,11 @@ def make_canvas_options(device, memmap, memory_budget):
     from cocoseg.stitch.budget import MemoryBudget
     from cocoseg.stitch.canvas import check_canvas_options
     check_canvas_options(device, memmap)
+    if kind == 'labels' and (str(device) != 'numpy' or memory_budget is not None):
+        name, value = (('memory_budget', memory_budget) if str(device) == 'numpy'
+                       else ('device', device))
+        raise OptionError(f"{name}={value!r} is about sums that are blended; leave it out with "
+                          "kind='labels', whose large images wait in a file anyway")
     if memory_budget is not None and str(device) != 'numpy':
         raise OptionError(f'device={device!r} excludes memory_budget, which is about host '
                           "memory; use device='numpy'")

@@ -3,12 +3,14 @@ The pixels of one image, from its first window to the arrays that are written.
 
 Two ways with one interface: :class:`CanvasPixels` accumulates the image as a
 whole and renders it at the end; :class:`StreamedPixels`, for images whose
-windows are declared, lets every block go as soon as it is final.
+windows are declared, lets every block go as soon as it is final. A third is
+for labels, :class:`~cocoseg.coco.label_pixels.LabelPixels`.
 """
 from __future__ import annotations
 
 import numpy as np
 
+from cocoseg.coco.label_pixels import LabelPixels
 from cocoseg.coco.rendering import (Rendering, ValueSum, choose_codec, clip_values,
                                     make_rendering)
 from cocoseg.coco.streamed import StreamedPixels
@@ -34,7 +36,8 @@ def make_pixels(image_id, shape, windows, options, canvas, *, folder=None, execu
         folder, executor: of :class:`StreamedPixels`.
 
     Returns:
-        StreamedPixels | CanvasPixels: the first if blocks can leave early.
+        StreamedPixels | CanvasPixels | LabelPixels: the last for labels, the
+        first if blocks can leave early.
 
     Example:
         >>> from cocoseg.coco.options import AssetOptions
@@ -46,9 +49,12 @@ def make_pixels(image_id, shape, windows, options, canvas, *, folder=None, execu
         CanvasPixels 0
         StreamedPixels 0
     """
-    shape = (*shape, len(options.channels))
     device, memmap, budget = canvas['device'], canvas['memmap'], canvas['memory_budget']
     is_mapped = memmap is not None and memmap is not False
+    if options.kind == 'labels':
+        return LabelPixels(image_id, shape, windows, options, folder=folder, executor=executor,
+                           spill_dir=memmap if is_mapped and memmap is not True else None)
+    shape = (*shape, len(options.channels))
     if (windows is not None and options.assets and not is_mapped
             and str(device) == 'numpy'):
         blocksize = _BLOCKSIZE if options.prob_format == 'png' else options.prob_blocksize
@@ -97,6 +103,11 @@ class CanvasPixels:
     def nbytes(self):
         """Bytes of the canvas."""
         return self.stitcher.nbytes
+
+    @property
+    def figures(self):
+        """What is told about the image when it is settled, a new dict."""
+        return {'n_invalid': self.stitcher.n_invalid}
 
     def add(self, window, data, weights):
         """Add one window; see :meth:`SoftStitcher.add`."""

@@ -13,8 +13,10 @@ import os
 import numpy as np
 
 from cocoseg.coco.geometry import stitchspace_dsize
+from cocoseg.coco.label_options import LabelOptions
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import check_dataset, list_channels
+from cocoseg.coco.sampling import fit_predictor
 from cocoseg.engine.prefetch import Prefetcher, check_depth, iter_batches
 from cocoseg.errors import ManifestError, OptionError, WindowShapeError
 from cocoseg.grid.window import as_pair
@@ -34,14 +36,17 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         src (kwcoco.CocoDataset | PathLike): the input; not modified.
         dst (PathLike): manifest to write. Its folder becomes the bundle.
         predictor (Predictor): (h, w, B) float32, NaN where no data -> (h, w, K).
-            Pixels without any data in get none out.
+            Pixels without any data in get none out. One whose ``kind`` is
+            'labels' returns ids, int (h, w, 1), which are put together by its
+            ``label_options``. A :class:`~cocoseg.protocols.FittedPredictor`
+            is fitted first, to pixels of all the images.
         window (int | tuple[int, int]): (h, w) of a window, px of ``space``.
         overlap (float | int | tuple): a float in [0, 1) is a fraction of the
             window; an int or (y, x) is pixels.
         channels (str | None): input bands, such as 'red|green|nir'; None is
             all the channels of the first image.
         out_channels (str | None): names of the K outputs. None: the
-            predictor's ``channels``, else ``{short_code}.0:K``.
+            predictor's ``channels``, else ``{short_code}.0:K``, or 'segments'.
         space (str): 'video' or 'image'.
         batch_size (int): windows per call; above 1 the predictor needs
             ``predict_batch``, (N, h, w, B) -> (N, h, w, K).
@@ -63,7 +68,8 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
             ``{'predictor': 'v3'}``, which goes first.
         **manager_options: for :class:`CocoStitchingManager`, such as
             ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
-            ``layers``.
+            ``layers``. ``kind`` and ``label_options`` go before those of the
+            predictor.
 
     Returns:
         kwcoco.CocoDataset: the result, as saved at ``dst``.
@@ -108,10 +114,15 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
                           'there are no images to predict on')
     read = _WindowReader(result, channels, space, image_ids[0])
     window = as_pair(window, 'window')
-    run = _BatchRunner(predictor, batch_size)
+    kind = _find_kind(predictor, manager_options)
+    run = _BatchRunner(predictor, batch_size, kind == 'labels')
     overlap = _overlap_pixels(overlap, window)
     grids = {image_id: WindowGrid(read.get_shape(image_id), window, overlap, fit)
              for image_id in image_ids}
+    fit_predictor(predictor, read, {image_id: grid.shape for image_id, grid in grids.items()})
+    if kind == 'labels':
+        manager_options = _add_label_options(predictor, manager_options)
+        run.keeps_images = manager_options['label_options'].needs_values
     settings = _complete_settings(settings, predictor, window=list(window),
                                   overlap=list(overlap), fit=fit, channels=read.channels)
     if out_channels is None:
@@ -128,6 +139,29 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
                 _stitch(manager, grids, steps)
         manager.dump()
     return result
+
+
+def _find_kind(predictor, options):
+    """
+    Return what a predictor makes, 'soft' or 'labels'.
+
+    Example:
+        >>> _find_kind(len, {}), _find_kind(len, {'kind': 'labels'})
+        ('soft', 'labels')
+    """
+    makes_labels = getattr(predictor, 'kind', None) == 'labels'
+    kind = options.get('kind', 'labels' if makes_labels else 'soft')
+    if makes_labels and kind != 'labels':
+        raise OptionError(f"kind={kind!r}, but the predictor makes 'labels'; leave kind out")
+    return kind
+
+
+def _add_label_options(predictor, options):
+    """Return the options of a manager of labels, with those of the predictor."""
+    found = options.get('label_options')
+    if found is None:
+        found = getattr(predictor, 'label_options', None)
+    return {**options, 'kind': 'labels', 'label_options': LabelOptions.coerce(found)}
 
 
 def _make_result(src, dst):
@@ -209,6 +243,8 @@ def _infer_channels(run, read, image_id, grids, short_code):
     channels = getattr(run.predictor, 'channels', None)
     if isinstance(channels, str):
         return channels
+    if run.is_labels:
+        return 'segments'
     place = next(iter(grids[image_id]))
     probe = run([read(image_id, place)], [place])[0]
     return f'{short_code}.0:{probe.shape[2]}'
@@ -222,9 +258,11 @@ def _iter_inputs(read, image_ids, grids, batch_size):
 
 
 def _iter_predictions(run, inputs):
-    """Yield (image id, windows, predictions) batch by batch."""
+    """Yield (image id, windows, predictions, images or None for each) batch by batch."""
     def predict(image_id, windows, images):
-        return image_id, windows, run(images, windows)
+        found = run(images, windows)
+        return image_id, windows, found, (
+            images if run.keeps_images else itertools.repeat(None, len(images)))
 
     # No loop over the inputs, which would keep one alive beyond its turn.
     with inputs:
@@ -234,13 +272,13 @@ def _iter_predictions(run, inputs):
 def _stitch(manager, grids, steps):
     """Accumulate predictions, and submit each image when it is complete."""
     current = None
-    for image_id, windows, predictions in steps:
+    for image_id, windows, predictions, images in steps:
         if image_id != current:
             # Not earlier: a declared image is an open one.
             current, (height, width) = image_id, grids[image_id].shape
             manager.expect_windows(image_id, grids[image_id], asset_dsize=(width, height))
-        for window, prediction in zip(windows, predictions):
-            manager.accumulate_image(image_id, window, prediction)
+        for window, prediction, image in zip(windows, predictions, images):
+            manager.accumulate_image(image_id, window, prediction, values=image)
         for ready in manager.ready_image_ids():
             manager.submit_finalize_image(ready)
 
@@ -290,7 +328,10 @@ class _WindowReader:
 class _BatchRunner:
     """Call the predictor, and check and mask what it returns."""
 
-    def __init__(self, predictor, batch_size):
+    # True where stitching needs what was predicted on.
+    keeps_images = False
+
+    def __init__(self, predictor, batch_size, is_labels=False):
         if not callable(predictor):
             raise OptionError(f'predictor={predictor!r} cannot be called')
         if batch_size < 1:
@@ -299,6 +340,7 @@ class _BatchRunner:
             raise OptionError(f'batch_size={batch_size} needs a predictor with predict_batch; '
                               f'{predictor!r} has none, use batch_size=1')
         self.predictor, self._batched = predictor, batch_size > 1
+        self.is_labels = is_labels
 
     def __call__(self, images, windows):
         """Return one (h, w, K) prediction per window."""
@@ -314,8 +356,7 @@ class _BatchRunner:
         return [self._mask(image, prediction, window)
                 for image, prediction, window in zip(images, found, windows)]
 
-    @staticmethod
-    def _mask(image, prediction, window):
+    def _mask(self, image, prediction, window):
         if hasattr(prediction, 'detach'):
             prediction = prediction.detach().cpu().numpy()
         prediction = np.asarray(prediction)
@@ -327,5 +368,7 @@ class _BatchRunner:
                 f'{(*window.shape, "K")}; a predictor keeps height and width')
         empty = np.isnan(image).all(axis=2)
         if empty.any():
-            prediction = np.where(empty[..., None], np.nan, prediction)
+            # Zeros of its own type, in place of ids.
+            prediction = np.where(empty[..., None], prediction.dtype.type(0) if self.is_labels
+                                  else np.nan, prediction)
         return prediction

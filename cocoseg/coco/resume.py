@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 
 from cocoseg.coco.journal import compute_checksum
+from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import list_files
 from cocoseg.errors import AssetWriteError, CogError
 
@@ -38,6 +40,21 @@ def make_folder(manifest, options):
         raise AssetWriteError(f'cannot use the asset folder {folder}: {ex}; choose a '
                               'writable bundle', path=folder) from ex
     return folder
+
+
+def make_busy(table):
+    """
+    Return a function that says whether images are in work, which keeps nothing alive.
+
+    Args:
+        table (JobTable): of the images.
+    """
+    ref = weakref.ref(table)
+
+    def is_busy():
+        table = ref()
+        return table is not None and bool(table.jobs_in(*ImageState))
+    return is_busy
 
 
 def begin_run(journal, manifest, table, dumper, resume):

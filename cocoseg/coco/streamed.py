@@ -122,6 +122,11 @@ class StreamedPixels:
         return self.stitcher.nbytes + sum(sink.nbytes + sink.refused_nbytes
                                           for sink in self._sinks)
 
+    @property
+    def figures(self):
+        """What is told about the image when it is settled, a new dict."""
+        return {'n_invalid': self.stitcher.n_invalid}
+
     def add(self, window, data, weights):
         """
         Add one window; see :meth:`SoftStitcher.add`.

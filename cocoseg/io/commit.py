@@ -189,6 +189,39 @@ def as_write_error(path, cause):
         'and the permissions of its folder, then write it again', path=path)
 
 
+def check_writable(fpath):
+    """
+    Raise unless a file could be written, as far as that can be told before.
+
+    For work that takes long before it writes. Leaves nothing behind.
+
+    Args:
+        fpath (str | PathLike): final path of the file.
+
+    Raises:
+        AssetWriteError: if its folder does not exist or cannot be written to,
+            or if the path is a folder.
+
+    Example:
+        >>> from cocoseg.errors import AssetWriteError
+        >>> from cocoseg.io.commit import check_writable
+        >>> try:
+        ...     check_writable('/no/such/folder/a.tif')
+        ... except AssetWriteError as ex:
+        ...     print(ex.path)
+        /no/such/folder/a.tif
+    """
+    final = Path(os.path.abspath(fpath))
+    try:
+        if final.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        temp = _temporary_path(final)
+        os.close(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        os.unlink(temp)
+    except OSError as ex:
+        raise as_write_error(os.fspath(fpath), ex) from ex
+
+
 def refusing(path, verify):
     """
     Return a ``verify`` of :func:`atomic_write` that refuses by AssetWriteError.

@@ -129,6 +129,7 @@ class LabelStitcher:
         self._n_pieces = self._n_labels = 0
         self._canvas = None
         self._groups = None
+        self._n_rows_done = 0
         self._is_closed = False
         self._lock = threading.Lock()
 
@@ -284,16 +285,18 @@ class LabelStitcher:
         """
         with self._lock:
             self._check_open(tile.window)
-            self._coverage.receive(tile.window)
+            expected = self._coverage.check_expected(tile.window)
             piece_base, label_base = self._n_pieces, self._n_labels
             if max(piece_base + len(tile.sizes), label_base + tile.n_labels) > MAX_ID:
                 raise LabelOverflowError(f'the tiles hold more than {MAX_ID} labels; divide the '
                                          'image')
+            # What can fail comes before the first change.
+            canvas = self._ensure_canvas()
+            self._coverage.count(tile.window, expected)
             self._n_pieces += len(tile.sizes)
             self._n_labels += tile.n_labels
             self._tiles.append((piece_base, label_base, tile.labels_of, tile.sizes,
                                 tile.first_pixels, tile.contacts, tile.sums))
-            canvas = self._ensure_canvas()
             meetings = self._exchange_strips(tile, label_base)
         self._paint(canvas, tile, piece_base)
         for other, ours, theirs in meetings:
@@ -369,12 +372,14 @@ class LabelStitcher:
         Raises:
             NothingAccumulatedError: if no tile was ever added.
             ImageClosedError: on a second call.
-            Exception: whatever the sink raises; then call again.
+            Exception: whatever the sink raises; then call again, to go on with
+                the strip that it did not take.
         """
         self._resolve()
-        canvas, self._canvas = self._canvas, (None if self._sink is None else self._canvas)
+        canvas = self._canvas
         rows = max(_STRIP_PIXELS // self.shape[1], 1)
-        for y in range(0, self.shape[0], rows):
+        while self._n_rows_done < self.shape[0]:
+            y = self._n_rows_done
             window = Window(y, 0, min(y + rows, self.shape[0]), self.shape[1])
             if self._sink is None:
                 apply_lut(self._groups.lut, canvas[window.slices])
@@ -382,6 +387,7 @@ class LabelStitcher:
                 strip = np.array(canvas[window.slices])
                 apply_lut(self._groups.lut, strip)
                 self._sink.write_block(window, strip[..., None])
+            self._n_rows_done = window.y1
         self.close()
         return canvas if self._sink is None else None
 
@@ -397,6 +403,8 @@ class LabelStitcher:
         if self._groups is not None:
             raise ImageClosedError(f'{self!r} was already finalized')
         if self._held:
+            # A full disk is told while the tiles are still held.
+            self._ensure_canvas()
             self._release_held()
         if not self._tiles:
             raise NothingAccumulatedError(f'{self!r} has received no tile')

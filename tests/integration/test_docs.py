@@ -141,9 +141,13 @@ def get_options():
     """Return the option names of each subcommand."""
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.predict import PredictConfig
+    from cocoseg.cli.segment import SegmentConfig
+    from cocoseg.cli.stats import StatsConfig
+    from cocoseg.cli.subset import SubsetConfig
     from cocoseg.cli.verify import VerifyConfig
     return {config.__command__: set(config.__default__)
-            for config in (DemoConfig, PredictConfig, VerifyConfig)}
+            for config in (DemoConfig, PredictConfig, SegmentConfig, StatsConfig, SubsetConfig,
+                           VerifyConfig)}
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -159,7 +163,8 @@ def test_commands_exist(name):
 def test_commands_are_found():
     """The test above sees the commands of the page that lists them."""
     commands = {words[1] for words in list_commands(read_page('docs/reference/cli.rst'))}
-    assert commands == {'demo', 'predict', 'verify', '--help', '--version'}
+    assert commands == {'demo', 'predict', 'segment', 'stats', 'subset', 'verify', '--help',
+                        '--version'}
 
 
 # ---- names -----------------------------------------------------------------
@@ -264,7 +269,7 @@ def test_table_of_codes():
 def test_layers_are_those_of_the_package():
     rows = read_tables('docs/explanation/architecture.rst')['Layers, the lowest first']
     found = {path.name for path in (ROOT / 'cocoseg').iterdir() if (path / '__init__.py').exists()}
-    assert set(list_names(rows, 0)) == found | {'errors', 'protocols'}
+    assert set(list_names(rows, 0)) == found | {'errors', 'machine', 'protocols'}
 
 
 # ---- links and paths -------------------------------------------------------

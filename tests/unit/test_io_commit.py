@@ -8,7 +8,8 @@ import pytest
 
 import cocoseg
 from cocoseg.io import commit
-from cocoseg.io.commit import atomic_write, sweep_temporaries
+from cocoseg.errors import AssetWriteError
+from cocoseg.io.commit import atomic_write, check_writable, sweep_temporaries
 
 
 def names(folder):
@@ -22,6 +23,26 @@ def test_file_appears_only_after_the_block(tmp_path):
         assert temp.parent == tmp_path
     assert names(tmp_path) == ['a.tif']
     assert (tmp_path / 'a.tif').read_bytes() == b'new'
+
+
+def test_targets_are_checked_and_left_alone(tmp_path, monkeypatch):
+    (tmp_path / 'old.tif').write_bytes(b'old')
+    for name in ('new.tif', 'old.tif'):
+        check_writable(tmp_path / name)
+    for place in (tmp_path, tmp_path / 'no' / 'a.tif', tmp_path / 'old.tif' / 'a.tif'):
+        with pytest.raises(AssetWriteError) as caught:
+            check_writable(place)
+        assert caught.value.path == os.fspath(place)
+    plain = os.open
+
+    def refuse(path, flags, *args):
+        if flags & os.O_CREAT:
+            raise PermissionError(13, 'Permission denied (simulated)', os.fspath(path))
+        return plain(path, flags, *args)
+    monkeypatch.setattr(os, 'open', refuse)
+    with pytest.raises(AssetWriteError, match='simulated'):
+        check_writable(tmp_path / 'new.tif')
+    assert names(tmp_path) == ['old.tif'] and (tmp_path / 'old.tif').read_bytes() == b'old'
 
 
 def test_error_in_the_block_leaves_the_old_file(tmp_path):

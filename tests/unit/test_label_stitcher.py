@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cocoseg import LabelStitcher, Window, WindowGrid
-from cocoseg.errors import (CoverageError, ImageClosedError, LabelOverflowError,
+from cocoseg.errors import (CanvasError, CoverageError, ImageClosedError, LabelOverflowError,
                             NothingAccumulatedError, OptionError, WindowShapeError)
 from cocoseg.protocols import FailingSink, MemorySink
 from cocoseg.stitch import label as label_module
@@ -179,7 +179,8 @@ def test_finalize_goes_on_after_the_sink_failed(monkeypatch):
             if window.y0 and self.failures:
                 self.failures -= 1
                 raise OSError(28, 'No space left on device (simulated)')
-            self.blocks[window] = block
+            # Which refuses a block that it has.
+            super().write_block(window, block)
 
     monkeypatch.setattr(label_module, '_STRIP_PIXELS', 100)
     sink = Sink()
@@ -284,6 +285,28 @@ def test_life_ends_with_finalize():
     with pytest.raises(ImageClosedError):
         stitcher.finalize()
     stitcher.close()
+
+
+@pytest.mark.parametrize('windows', [None, GRID], ids=['undeclared', 'declared'])
+def test_a_full_disk_loses_no_tile(monkeypatch, windows):
+    monkeypatch.setattr(label_module, '_RAM_NBYTES', 0)
+    sink, stitcher = MemorySink(), None
+    plain, n_failures = label_module.FileArena.take, [1]
+
+    def take(self):
+        if n_failures:
+            n_failures.pop()
+            raise CanvasError(28, 'No space left on device (simulated)')
+        return plain(self)
+    monkeypatch.setattr(label_module.FileArena, 'take', take)
+    stitcher = LabelStitcher(SHAPE, windows, sink=sink)
+    with pytest.raises(CanvasError, match='simulated'):
+        add_all(stitcher)
+        stitcher.finalize()
+    if windows is not None:
+        add_all(stitcher)
+    stitcher.finalize()
+    assert np.array_equal(sink.as_array()[..., 0], TRUTH)
 
 
 def test_more_labels_than_32_bits(monkeypatch):
