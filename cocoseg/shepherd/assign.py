@@ -64,7 +64,7 @@ def as_pixels(image):
     image = as_image(image)
     itemsize = image.dtype.itemsize
     if not image.flags.aligned or any(step < 0 or step % itemsize for step in image.strides):
-        image = np.ascontiguousarray(image)
+        image = image.copy(order='C')
     steps = tuple(step // itemsize for step in image.strides)
     size = 1 + sum((length - 1) * step for length, step in zip(image.shape, steps))
     flat = np.lib.stride_tricks.as_strided(image, (size,), (itemsize,), writeable=False)

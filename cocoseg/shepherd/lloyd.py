@@ -93,7 +93,8 @@ class SampleTree:
         from .lloyd_kernels import _SHARE, _kernel_build
         rows = np.array(samples, np.float64, order='C')
         self.n_samples, self.n_bands = rows.shape
-        self.tolerance = TOLERANCE * float(np.var(rows, axis=0).mean())
+        with np.errstate(over='ignore', invalid='ignore'):
+            self.tolerance = TOLERANCE * float(np.var(rows, axis=0).mean())
         # Tree position -> index of the sample.
         self._order = np.arange(self.n_samples)
         max_nodes = 2 * _SHARE * self.n_samples // _LEAF_SIZE + 1
@@ -116,7 +117,9 @@ class SampleTree:
         """Return the square of the diagonal of the box around samples and centres."""
         low = np.minimum(self._low, centres.min(axis=0))
         high = np.maximum(self._high, centres.max(axis=0))
-        return float(((high - low) ** 2).sum())
+        # What is too large to square is found by the caller.
+        with np.errstate(over='ignore', invalid='ignore'):
+            return float(((high - low) ** 2).sum())
 
     def assign(self, centres, doubt=0.0, share=map):
         """
@@ -256,8 +259,9 @@ def swap_centres(tree, centres, n_swaps, rng, num_threads=1):
     Improve centres by trying to move single ones elsewhere.
 
     Lloyd's iterations never move a centre from where there are too many to
-    where one lacks. Each trial moves a random centre to a random sample, runs
-    two iterations, and is kept if the inertia is less than that of the best.
+    where one lacks. Each trial moves a random centre to a sample, drawn by its
+    squared distance to the nearest centre, runs two iterations, and is kept if
+    the inertia is less than that of the best.
 
     Args:
         tree (SampleTree): of the samples.
@@ -283,19 +287,23 @@ def swap_centres(tree, centres, n_swaps, rng, num_threads=1):
     """
     samples = tree.get_samples()
     middle = samples.mean(axis=0)
-    best, best_scatter = centres, -np.inf
+    best, best_scatter, places = centres, -np.inf, None
     with sharing(tree, num_threads) as share:
         for index in range(n_swaps + 1):
             trial = best.copy()
             if index:
-                trial[rng.integers(len(trial))] = samples[rng.integers(len(samples))]
+                if places is None:
+                    labels, _, _ = tree.label(best, share)
+                    places = np.cumsum(((samples - best[labels]) ** 2).sum(axis=1))
+                place = np.searchsorted(places, rng.random() * places[-1], side='right')
+                trial[rng.integers(len(trial))] = samples[min(place, len(samples) - 1)]
             for _ in range(2):
                 sums, counts, _ = tree.assign(trial, share=share)
                 trial = _average(sums, counts, trial)
             # The inertia is the scatter of the samples less that of the means.
             scatter = float((counts * ((trial - middle) ** 2).sum(axis=1)).sum())
             if scatter > best_scatter:
-                best, best_scatter = trial, scatter
+                best, best_scatter, places = trial, scatter, None
     return best
 
 

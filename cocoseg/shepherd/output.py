@@ -38,7 +38,7 @@ class LabelOutput:
         ...     LabelOutput.make('segments.tif', 'PNG')
         ... except OptionError as ex:
         ...     print(str(ex).split(';')[0])
-        format 'PNG' has no raster attribute table
+        the format 'PNG' holds no attribute table
     """
 
     path: str

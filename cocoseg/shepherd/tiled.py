@@ -140,7 +140,7 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
         >>> from cocoseg import ShepherdConfig, segment_raster
         >>> import numpy as np, os, tempfile
         >>> image = np.kron(np.arange(1, 10).reshape(3, 3), np.ones((40, 40))).astype('u1')
-        >>> config = ShepherdConfig(n_clusters=9, min_segment_size=20)
+        >>> config = ShepherdConfig(n_clusters=8, min_segment_size=20)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = segment_raster(image, os.path.join(folder, 'segments.tif'), config,
         ...                             tile_size=64, overlap=16, nodata=9)

@@ -121,6 +121,8 @@ class Traps:
 def warm_up():
     """Import what the programs import, and load the kernels; start no thread."""
     # Libraries load it late, when a child may have no right to read it any more.
+    # pandas would load it where it is there, and it starts threads.
+    sys.modules['pyarrow'] = None
     import fractions  # noqa: F401
 
     import delayed_image  # noqa: F401

@@ -88,7 +88,7 @@ def test_polygons_and_attributes(folder, capsys):
     (['--stats', 'area', '--dst', 'a.xlsx'], 'does not end with'),
     (['--stats', 'area', '--polygons', 'a.shp'], 'gpkg'),
     (['--stats', 'area', '--rat'], 'holds no attribute table'),
-    (['--stats', 'area', '--dst', 'no/a.csv'], 'no such folder'),
+    (['--stats', 'area', '--dst', 'no/a.csv'], 'No such file or directory'),
     (['--stats', 'mean', '--dst', 'a.csv', '--image', 'no.tif'], 'no such raster'),
     (['--stats', 'mean', '--dst', 'a.csv', '--image', 'image.tif', '--bands', '5'], r'0..1')])
 def test_wrong_input(folder, capsys, monkeypatch, words, match):
@@ -139,7 +139,7 @@ def test_subset_with_tables(folder, capsys):
 
 @pytest.mark.parametrize('words, match', [
     (['--window', 100, 0, 120, 9], 'no pixel'), (['--table', 'all.csv'], 'give both'),
-    (['--dst_table', 'no/a.csv'], 'no such folder'), (['--mask', 'no.tif'], 'no such raster'),
+    (['--dst_table', 'no/a.csv'], 'No such file or directory'), (['--mask', 'no.tif'], 'no such raster'),
     (['--window', 0, 0, 9, 9, '--bounds', 0, 0, 1, 1], 'exclude')])
 def test_wrong_subsets(folder, capsys, monkeypatch, words, match):
     monkeypatch.chdir(folder)

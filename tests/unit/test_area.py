@@ -27,6 +27,10 @@ with np.errstate(invalid='ignore'):
 class WithGeoInterface:
     __geo_interface__ = GEOJSON
 
+    def __repr__(self):
+        # The name of its test, the same in every process.
+        return 'WithGeoInterface()'
+
 
 # ---- notations --------------------------------------------------------------
 

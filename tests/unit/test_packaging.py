@@ -197,8 +197,8 @@ def test_setup_names_a_missing_python(bare_machine):
 
 @pytest.mark.parametrize('name, last', [
     ('dev/demo.sh', '/.venv/bin/cocoseg demo --size 7'),
-    ('dev/test.sh', '/.venv/bin/python -m pytest --xdoctest --xdoctest-style google '
-                    'cocoseg tests --size 7'),
+    ('dev/test.sh', '/.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile '
+                    '--xdoctest --xdoctest-style google cocoseg tests --size 7'),
 ])
 def test_script_sets_up_then_passes_its_arguments(bare_machine, tmp_path, name, last):
     """With a set-up that does nothing and commands that say how they were called."""
