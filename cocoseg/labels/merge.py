@@ -51,7 +51,7 @@ def merge_small_groups(contacts, sizes, sums, min_size, max_difference):
 
 
 def _list_neighbors(contacts, n):
-    """Return linked lists of neighbors: (heads, tails) per group, (following, targets) per entry."""
+    """Return lists of neighbors: heads, tails per group, and following, targets per entry."""
     sources = np.concatenate([contacts[:, 0], contacts[:, 1]])
     targets = np.concatenate([contacts[:, 1], contacts[:, 0]])
     order = np.argsort(sources, kind='stable')

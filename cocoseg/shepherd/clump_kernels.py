@@ -142,18 +142,13 @@ def _kernel_mark_foreign(parents, joined, starts, roots, n_lost):
         p = joined[j]
         part = np.searchsorted(starts, p, side='right') - 1
         n_lost[part] += 1
-        root = np.int64(parents[p]) - 1
-        # Earlier ones are done: their roots are in the table, or they are roots.
-        if parents[root] & FOREIGN:
-            root = roots[parents[root] & ~FOREIGN]
-        else:
-            root = np.int64(parents[root]) - 1
-        if root < starts[part]:
-            roots[count] = root
-            parents[p] = FOREIGN | np.uint32(count)
+        # Earlier ones are done, so that this is the root, or what points to it.
+        entry = parents[np.int64(parents[p]) - 1]
+        if not entry & FOREIGN and entry <= starts[part]:
+            roots[count] = np.int64(entry) - 1
+            entry = FOREIGN | np.uint32(count)
             count += 1
-        else:
-            parents[p] = root + 1
+        parents[p] = entry
     return count
 
 

@@ -32,7 +32,8 @@ class ShepherdConfig:
 
     Args:
         n_clusters (int): of the k-means that colours are reduced to, 2..65535.
-        min_segment_size (int): px, at least 1; smaller segments are merged.
+        min_segment_size (int): px, at least 1; smaller segments are merged. 1
+            merges nothing, but with ``compat`` single pixels.
         max_spectral_diff (float | str | None): largest distance between the
             means of segments that are merged, in units of the image. 'auto'
             is a percentile of the distances between cluster centres; None is

@@ -188,15 +188,13 @@ def _choose_singles(pixels, segments, singles, four_connected, compat, num_threa
 
 
 def _find_singles(segments, compat):
-    """Return the flat indices of single pixels, int32, ascending."""
+    """Return the flat indices of single pixels, int32; all choose before any is merged."""
     from cocoseg.shepherd.eliminate_kernels import _kernel_find_singles
     singles = np.empty(np.count_nonzero(segments.sizes[1:] == 1), np.int32)
-    is_sorted = _kernel_find_singles(segments.sizes, segments.firsts, singles)
+    _kernel_find_singles(segments.sizes, segments.firsts, singles)
     if compat and segments.sizes[0] == 1:
         null = np.flatnonzero(segments.labels.reshape(-1) == 0)
-        singles, is_sorted = np.append(singles, null.astype(np.int32)), False
-    if not is_sorted:
-        singles.sort()
+        singles = np.append(singles, null.astype(np.int32))
     return singles
 
 

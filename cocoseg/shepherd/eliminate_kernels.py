@@ -36,15 +36,12 @@ def _measure_pixels(flat, place, other, n_bands, band_step, zero):
 
 @njit(**_COMMON)
 def _kernel_find_singles(sizes, firsts, out):
-    """Write the pixels of segments of size 1 to out int32 (n,); return True if ascending."""
-    count, is_sorted, previous = 0, True, np.int32(-1)
+    """Write the pixels of segments of size 1, from id 1, to out int32 (n,)."""
+    count = 0
     for s in range(1, sizes.shape[0]):
         if sizes[s] == 1:
             out[count] = firsts[s]
             count += 1
-            is_sorted &= firsts[s] > previous
-            previous = firsts[s]
-    return is_sorted
 
 
 @njit(inline='always', **_COMMON)

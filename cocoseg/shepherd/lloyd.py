@@ -43,6 +43,8 @@ _ROUNDING = 4e-15
 _DOUBT = 1e-13
 # So many iterations are referred; at the next, the rest of the run is.
 _MAX_REFERRED = 20
+# So many centres are compared with each other, to find those that can be spared.
+_MAX_COMPARED = 1024
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def run_lloyd(samples, centres, *, max_iter=MAX_ITER, tol=None, num_threads=1, r
     if centres.ndim != 2 or centres.shape[1] != tree.n_bands or not len(centres):
         raise OptionError(f'centres of shape {centres.shape} do not suit samples of shape '
                           f'{(tree.n_samples, tree.n_bands)}; both need the same bands')
-    if not np.isfinite(tree.measure_extent(centres)):
+    if not np.isfinite(tree.tolerance + tree.measure_extent(centres)):
         raise OptionError('the samples or centres are not finite, or too large to square; '
                           'scale them down')
     tol = tree.tolerance if tol is None else tol
@@ -259,9 +261,9 @@ def swap_centres(tree, centres, n_swaps, rng, num_threads=1):
     Improve centres by trying to move single ones elsewhere.
 
     Lloyd's iterations never move a centre from where there are too many to
-    where one lacks. Each trial moves a random centre to a sample, drawn by its
-    squared distance to the nearest centre, runs two iterations, and is kept if
-    the inertia is less than that of the best.
+    where one lacks. Each trial moves one of the centres that are least needed
+    to a sample, drawn by its squared distance to the nearest centre, runs two
+    iterations, and is kept if the inertia is less than that of the best.
 
     Args:
         tree (SampleTree): of the samples.
@@ -293,10 +295,11 @@ def swap_centres(tree, centres, n_swaps, rng, num_threads=1):
             trial = best.copy()
             if index:
                 if places is None:
-                    labels, _, _ = tree.label(best, share)
+                    labels, counts, _ = tree.label(best, share)
                     places = np.cumsum(((samples - best[labels]) ** 2).sum(axis=1))
+                    spare = _find_spare(best, counts)
                 place = np.searchsorted(places, rng.random() * places[-1], side='right')
-                trial[rng.integers(len(trial))] = samples[min(place, len(samples) - 1)]
+                trial[rng.choice(spare)] = samples[min(place, len(samples) - 1)]
             for _ in range(2):
                 sums, counts, _ = tree.assign(trial, share=share)
                 trial = _average(sums, counts, trial)
@@ -305,6 +308,20 @@ def swap_centres(tree, centres, n_swaps, rng, num_threads=1):
             if scatter > best_scatter:
                 best, best_scatter, places = trial, scatter, None
     return best
+
+
+def _find_spare(centres, counts):
+    """Return the clusters, a third of them, that cost least to merge with another."""
+    if len(centres) > _MAX_COMPARED:
+        return np.arange(len(centres))
+    distances = ((centres[:, None] - centres) ** 2).sum(axis=2)
+    # With itself, and with a cluster without samples, is with none.
+    np.fill_diagonal(distances, np.inf)
+    distances[:, counts == 0] = np.inf
+    # By what the inertia grows when two clusters become one.
+    shares = counts[:, None] * counts / np.maximum(counts[:, None] + counts, 1)
+    costs = (distances * np.maximum(shares, 1e-300)).min(axis=1)
+    return np.argsort(costs, kind='stable')[:-(-len(centres) // 3)]
 
 
 def _iterate(tree, centres, max_iter, tol, share):

@@ -22,10 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cocoseg.engine.timings import Timings
-from cocoseg.errors import BandCountError, OptionError
+from cocoseg.errors import OptionError
 from cocoseg.machine import count_cpus
 from cocoseg.shepherd.assign import as_image, as_pixels, assign_valid, check_mask, find_valid
 from cocoseg.shepherd.clumps import COMPAT_MAX_SIZE, check_size, find_clump_segments
+from cocoseg.shepherd.clusters import (as_centres, draw_samples, fit_clusters,
+                                       resolve_max_spectral_diff)
 from cocoseg.shepherd.config import ShepherdConfig
 from cocoseg.shepherd.eliminate import merge_singles, merge_small
 
@@ -95,8 +97,8 @@ def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None,
         nodata (float | None): a pixel is null if any band is equal to it.
             Pixels with NaN or infinity are null anyway, also with ``compat``,
             though pyshepseg cannot have them.
-        kmeans (sklearn.cluster.KMeans | None): fitted; None fits one to the
-            image.
+        kmeans (sklearn.cluster.KMeans | ndarray | None): fitted clusters, or
+            their centres (K, B); None fits them to the image.
         mask (ndarray | None): bool (H, W), True where valid.
         num_threads (int | None): None is one per CPU. The labels are the same
             for any number.
@@ -108,10 +110,10 @@ def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None,
         without a valid pixel has no segments.
 
     Raises:
-        OptionError: for an image of another dtype, a mask that is not bool, or
-            fewer different pixels than clusters.
+        OptionError: for an image of another dtype, a mask that is not bool,
+            clusters that are not fitted or have other bands, or fewer
+            different pixels than clusters.
         WindowShapeError: for shapes that do not fit.
-        BandCountError: if ``kmeans`` has another number of bands.
         NodataError: if ``nodata`` is not a number.
         LabelOverflowError: for more than 2^31 - 1 px; see
             :func:`~cocoseg.shepherd.tiled.segment_raster`.
@@ -143,7 +145,8 @@ def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None,
     image = as_image(image)
     check_size(image.shape)
     check_mask(mask, image.shape)
-    _check_kmeans(kmeans, image.shape[2])
+    if kmeans is not None:
+        as_centres(kmeans, image.shape[2])
     timings = Timings()
     report = _make_reporter(progress)
     with timings.interval('walltime'):
@@ -158,7 +161,7 @@ def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None,
         else:
             found = segment_pixels(
                 image, valid, centres, limit, config, num_threads=num_threads, timings=timings,
-                predict=kmeans.predict, report=report)
+                predict=getattr(kmeans, 'predict', None), report=report)
     return ShepherdResult(
         found.labels, kmeans, None if limit is None else float(limit), found.n_segments,
         found.n_singles, found.n_small, timings)
@@ -233,7 +236,6 @@ def segment_pixels(image, valid, centres, max_spectral_diff, config, *, num_thre
 
 def _fit(image, valid, config, num_threads, timings, report):
     """Fit the clusters to the valid pixels."""
-    from cocoseg.shepherd.clusters import draw_samples, fit_clusters
     start = time.perf_counter()
     with timings.interval('spectralclusters'):
         samples = draw_samples(image, valid, config)
@@ -245,24 +247,11 @@ def _fit(image, valid, config, num_threads, timings, report):
 
 def _find_centres(kmeans, config, n_bands):
     """Return (centres, limit); None for what there is not without clusters."""
-    from cocoseg.shepherd.clusters import as_centres, resolve_max_spectral_diff
     if kmeans is None:
         limit = config.max_spectral_diff
         return None, None if limit == 'auto' else limit
     centres = as_centres(kmeans, n_bands)
     return centres, resolve_max_spectral_diff(config, centres)
-
-
-def _check_kmeans(kmeans, n_bands):
-    """Raise early if clusters were not fitted, or to other bands."""
-    if kmeans is None:
-        return
-    centres = getattr(kmeans, 'cluster_centers_', None)
-    if centres is None:
-        raise OptionError(f'kmeans={kmeans!r} is not a fitted KMeans; call its fit() first')
-    if np.ndim(centres) != 2 or np.shape(centres)[1] != n_bands:
-        raise BandCountError(f'kmeans has centres of shape {np.shape(centres)}, and the image '
-                             f'{n_bands} bands; fit it to an image of the same bands')
 
 
 def _checked_threads(num_threads):

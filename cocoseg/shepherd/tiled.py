@@ -208,7 +208,8 @@ class _Run:
             logger.warning('no pixel of %s is valid', source.name)
             return None, sample.percent
         with self.timings.interval('spectralclusters'):
-            return fit_clusters(sample.pixels, self.config, num_threads=count_cpus()), sample.percent
+            kmeans = fit_clusters(sample.pixels, self.config, num_threads=count_cpus())
+        return kmeans, sample.percent
 
     def _limit_reads(self, read):
         def limited(window):

@@ -304,7 +304,8 @@ def race_tiled(script, args):
                         seconds['pyshepseg_fixed'] / seconds['default'], 8, unit=' x'),
              check_goal('same labels: pyshepseg / cocoseg',
                         seconds['pyshepseg_fixed'] / seconds['compat'], 2, unit=' x')]
-    return finish(goals, medians, TILED_LABELS, values=values, size=args.tiled_size)
+    return finish(goals, medians, TILED_LABELS, values=values, size=args.tiled_size,
+                  rounds=args.rounds)
 
 
 # ---- memory

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / 'dev/bench/results/bench_soft_stitch.json'
 STREAM = ROOT / 'dev/bench/results/bench_soft_stream.json'
 FILES = ROOT / 'dev/bench/results/bench_cog_write.json'
+SEGMENTS = ROOT / 'dev/bench/results/bench_shepherd.json'
 README = ROOT / 'README.rst'
 PERFORMANCE = ROOT / 'docs/explanation/performance.rst'
 ROWS = {'accumulate_s': ('accumulate, s', '.2f'), 'whole_s': ('whole image to a file, s', '.2f'),
@@ -108,6 +109,48 @@ def name_size(result):
     return f'Medians of {race["rounds"]}: {race["size"]} x {race["size"]}'
 
 
+def render_segments(result):
+    """Return the short table of segmentation."""
+    memory, tiled, rss = (result[race]['medians'] for race in ('memory', 'tiled', 'rss'))
+    size = result['tiled']['size']
+
+    def list_row(name, figures, spec='.2f'):
+        theirs, same, default = figures
+        return (name, f'{theirs:{spec}}', f'{same:{spec}}', f'{default:{spec}}')
+
+    rows = [list_row('{}, {} x {} px in RAM, no fit, s'.format(*name.split(), name.split()[1]),
+                     [memory[name][who]['wall_s'] for who in ('pyshepseg', 'compat', 'default')])
+            for name in memory]
+    rows += [list_row(f'{size} x {size} px, file to file, s',
+                      [tiled[who]['wall_s'] for who in ('pyshepseg', 'compat', 'default')]),
+             list_row('the same, fit from a fixed start, s',
+                      [tiled['pyshepseg_fixed']['wall_s'], tiled['compat']['wall_s'],
+                       tiled['default']['wall_s']]),
+             list_row('in RAM: added peak memory, MB',
+                      [rss[f'memory {who}'] for who in ('pyshepseg', 'compat', 'default')], '.0f'),
+             list_row('file to file: added peak memory, MB',
+                      [rss[f'tiled {who}'] for who in ('pyshepseg_fixed', 'compat', 'default')],
+                      '.0f')]
+    return render_rows(['segmentation', f'pyshepseg {result["tiled"]["versions"]["pyshepseg"]}',
+                        'cocoseg, the same labels', 'cocoseg'], rows,
+                       f'Medians of {result["tiled"]["rounds"]}: 4 bands uint16, 60 clusters, by '
+                       '``dev/bench/bench_shepherd.py``')
+
+
+def render_segment_goals(result):
+    """Return the table of all goals of segmentation."""
+    return render_goals(result, ['labels', 'memory', 'fit', 'tiled', 'rss', 'start'],
+                        'Goals of segmentation')
+
+
+def render_label_rows(result):
+    """Return the table of the images whose labels were compared."""
+    return render_rows(['image', 'connected', 'least px', 'segments', 'px that differ'],
+                       result['labels']['rows'],
+                       f'Labels against pyshepseg {result["labels"]["versions"]["pyshepseg"]}, '
+                       'same clusters')
+
+
 def replace_table(page, title, table):
     """Replace the one table of a page whose first column has a title."""
     pattern = re.compile(r'\.\. list-table::\n   :header-rows: 1\n\n   \* - ' + title
@@ -145,6 +188,13 @@ def put_files(result):
     put_table(PERFORMANCE, 'goals of writing', render_file_goals(result))
 
 
+def put_segments(result):
+    """Write the tables about segmentation."""
+    put_table(README, 'segments', render_segments(result))
+    put_table(PERFORMANCE, 'labels', render_label_rows(result))
+    put_table(PERFORMANCE, 'goals of segmentation', render_segment_goals(result))
+
+
 def main():
     """Replace the tables in the README and on the page about performance."""
     replace_table(README, 'what', render_table(json.loads(RESULT.read_text())))
@@ -154,6 +204,8 @@ def main():
     # Of files there may be no results yet.
     if FILES.exists():
         put_files(json.loads(FILES.read_text()))
+    if SEGMENTS.exists():
+        put_segments(json.loads(SEGMENTS.read_text()))
 
 
 if __name__ == '__main__':

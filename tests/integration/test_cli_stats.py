@@ -139,7 +139,8 @@ def test_subset_with_tables(folder, capsys):
 
 @pytest.mark.parametrize('words, match', [
     (['--window', 100, 0, 120, 9], 'no pixel'), (['--table', 'all.csv'], 'give both'),
-    (['--dst_table', 'no/a.csv'], 'No such file or directory'), (['--mask', 'no.tif'], 'no such raster'),
+    (['--dst_table', 'no/a.csv'], 'No such file or directory'),
+    (['--mask', 'no.tif'], 'no such raster'),
     (['--window', 0, 0, 9, 9, '--bounds', 0, 0, 1, 1], 'exclude')])
 def test_wrong_subsets(folder, capsys, monkeypatch, words, match):
     monkeypatch.chdir(folder)

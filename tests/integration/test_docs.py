@@ -342,6 +342,15 @@ def test_pages_show_the_stored_results_of_writing():
         assert report[name](result) in page
 
 
+def test_pages_show_the_stored_results_of_segmentation():
+    report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
+    result = json.loads(report['SEGMENTS'].read_text())
+    assert report['render_segments'](result) in read_page('README.rst')
+    page = read_page('docs/explanation/performance.rst')
+    for name in ('render_label_rows', 'render_segment_goals'):
+        assert report[name](result) in page
+
+
 def test_pages_show_the_stored_results():
     report = runpy.run_path(str(ROOT / 'dev' / 'bench' / 'report.py'))
     result = json.loads(report['RESULT'].read_text())

@@ -279,7 +279,7 @@ def test_life_ends_with_finalize():
     with pytest.raises(NothingAccumulatedError):
         stitcher.finalize()
     with pytest.raises(NothingAccumulatedError, match='finalize it first'):
-        stitcher.n_labels
+        print(stitcher.n_labels)
     stitcher = add_all(LabelStitcher(SHAPE, GRID))
     stitcher.finalize()
     with pytest.raises(ImageClosedError):

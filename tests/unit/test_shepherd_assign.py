@@ -152,7 +152,7 @@ def test_image_of_another_kind_raises(image, error):
 
 # -- nearest centres
 
-@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('dtype', ['uint8', 'int16', 'uint64', 'float16', 'float32', 'float64'])
 @pytest.mark.parametrize('n_bands', [1, 3, 4, 5, 9])
 def test_nearest_centre_is_that_of_the_model(dtype, n_bands):
     # Odd sizes, so that blocks are cut off at both edges.
@@ -225,6 +225,14 @@ def test_float32_is_in_doubt_sooner():
         assign_clusters(image.astype(dtype), [[1.0], [9.0]], predict=lambda samples: (
             counts.__setitem__(-1, len(samples)), np.zeros(len(samples)))[1])
     assert counts == [1, 0]
+
+
+def test_doubt_grows_with_the_centres():
+    # The squares of the centres are rounded to 2 in float32, and the distances differ by 2.
+    image, centres = np.array([[1e-4]], np.float32), [[-5000.0], [5000.0]]
+    asked = []
+    assign_clusters(image, centres, predict=lambda samples: (asked.append(1), [0])[1])
+    assert asked == [1]
 
 
 def test_centres_that_do_not_fit_raise():

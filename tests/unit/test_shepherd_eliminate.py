@@ -72,6 +72,11 @@ def test_square_beyond_64_bits_is_measured_and_overflows_in_compat():
     labels = np.array([[1, 1, 2, 3, 3]], np.uint32)
     assert eliminate_singles(image, labels).labels.tolist() == [[1, 1, 1, 2, 2]]
     assert eliminate_singles(image, labels, compat=True).labels.tolist() == [[1, 1, 2, 2, 2]]
+    # One that has overflowed gives way to the next.
+    image = image[:, ::-1].copy()
+    for compat in (True, False):
+        result = eliminate_singles(image, labels, compat=compat)
+        assert result.labels.tolist() == [[1, 1, 2, 2, 2]]
 
 
 def test_null_that_is_not_a_number_attracts_no_pixel():
@@ -159,6 +164,12 @@ def test_small_segment_joins_a_smaller_one_only_by_default():
     assert eliminate_small(image, labels, 4, 10).labels.tolist() == [[1] * 6 + [2] * 4]
 
 
+def test_of_equally_near_segments_the_lower_id_is_joined():
+    image = np.array([[0, 0, 5, 5, 10, 10]], np.uint8)
+    labels = np.array([[3, 3, 1, 1, 2, 2]], np.uint32)
+    assert eliminate_small(image, labels, 4, 5).labels.tolist() == [[1, 1, 2, 2, 2, 2]]
+
+
 @FOUR
 def test_small_segments_are_left_only_beyond_the_limit(four_connected):
     n_left = 0
@@ -186,6 +197,23 @@ def test_ids_are_by_first_pixel_and_keep_their_order_in_compat():
                           number_by_first_pixel(labels))
     assert np.array_equal(eliminate_small(image, labels, 1, 1, compat=True).labels,
                           close_gaps(labels))
+
+
+@pytest.mark.parametrize('ids', [(1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1)])
+def test_segments_of_one_size_are_merged_by_id_whenever_they_got_it(ids):
+    """
+    The middle ends with two neighbors that are equally near.
+
+    It takes the one next to the pixels that it got first: those of the lower
+    id, though one has grown to the size and the other had it from the start.
+    """
+    lengths = (20, 1, 2, 4, 3, 20)
+    image = np.repeat([60, 50, 50, 50, 50, 40], lengths)[None].astype(np.uint8)
+    labels = np.repeat(ids, lengths)[None].astype(np.uint32)
+    expected, n_merged = model_small(image[..., None], labels, 11, 1e9, True, True)
+    result = eliminate_small(image, labels, 11, 1e9, compat=True)
+    assert np.array_equal(result.labels, expected) and n_merged == 4
+    assert (expected[0, 25] == expected[0, 0]) == (ids[0] == 1)
 
 
 # -- both

@@ -18,8 +18,9 @@ def assign_all(samples, centres):
 def reference_lloyd(samples, centres, tol, max_iter=300):
     """Compare every sample with every centre, in every iteration."""
     samples, centres = samples.astype(float), centres.astype(float)
-    labels = None
-    for n_iter in range(1, max_iter + 1):
+    labels, n_iter = None, 0
+    while n_iter < max_iter:
+        n_iter += 1
         old_labels, (labels, distances) = labels, assign_all(samples, centres)
         counts = np.bincount(labels, minlength=len(centres))
         sums = np.zeros_like(centres)
@@ -253,6 +254,18 @@ def test_swaps_never_make_it_worse_and_are_seeded(small_parts):
     inertias = [tree.label(centres)[2] for centres in runs]
     assert inertias[1] < inertias[0] < tree.label(start)[2]
     assert np.array_equal(runs[1], runs[2])
+
+
+@pytest.mark.parametrize('max_compared', [3, 1024])
+def test_spare_centres_cost_least_to_merge(max_compared, monkeypatch):
+    monkeypatch.setattr(lloyd, '_MAX_COMPARED', max_compared)
+    centres = np.array([[0.0], [5], [100], [101], [900]])
+    # 100 and 101 are near, but have many samples; 5 has few, so that it costs little to
+    # merge it with 0, whichever of them goes.
+    spare = lloyd._find_spare(centres, np.array([1000, 2, 1000, 1000, 7]))
+    assert spare.tolist() == ([0, 1] if max_compared > 3 else [0, 1, 2, 3, 4])
+    spare = lloyd._find_spare(centres, np.array([0, 500, 1000, 1000, 0]))
+    assert set(spare.tolist()) == ({0, 4} if max_compared > 3 else {0, 1, 2, 3, 4})
 
 
 # ---- the tree --------------------------------------------------------------

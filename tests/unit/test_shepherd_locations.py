@@ -66,9 +66,11 @@ def test_band_sums_are_those_of_each_label(dtype):
 @pytest.mark.parametrize('dtype', ['uint16', 'int32', 'float32', 'float64'])
 def test_float32_sums_are_rounded_at_each_pixel(dtype):
     rng = np.random.default_rng(2)
-    image = (rng.random((40, 50)) * 60000).astype(dtype) * (1 if dtype == 'uint16' else 1000)
-    labels = rng.integers(0, 3, (40, 50)).astype(np.uint32)
-    expected = np.zeros((3, 1), np.float32)
+    image = (rng.random((40, 50)) * (6e4 if dtype == 'uint16' else 6e7)).astype(dtype)
+    # Few pixels each, so that sums are as small as what is lost of a value; many of the last.
+    labels = rng.integers(0, 500, (40, 50)).astype(np.uint32)
+    labels[20:] = 499
+    expected = np.zeros((500, 1), np.float32)
     for label, value in zip(labels.ravel(), image.ravel()):
         expected[label, 0] = np.float64(expected[label, 0]) + np.float64(value)
     sums = band_sums(image, labels, dtype=np.float32)

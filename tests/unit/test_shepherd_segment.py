@@ -152,7 +152,25 @@ def test_image_without_a_valid_pixel_keeps_the_given_clusters():
     assert result.kmeans is kmeans and result.max_spectral_diff > 0
 
 
+@pytest.mark.parametrize('config', [CONFIG, COMPAT], ids=['default', 'compat'])
+@pytest.mark.parametrize('shape', [(1, 1), (9, 7)])
+def test_pieces_make_nothing_of_null(config, shape):
+    found = segment_pixels(np.zeros((*shape, 2)), np.zeros(shape, bool), np.eye(2), 1.0, config)
+    assert not found.labels.any() and found[1:] == (0, 0, 0)
+
+
 # -- options
+
+def test_kmeans_is_asked_between_two_centres_only_in_compat():
+    image, centres, asked = np.full((2, 3, 1), 5.0), np.array([[1.0], [9.0]]), []
+
+    def predict(samples):
+        asked.append(len(samples))
+        return np.zeros(len(samples))
+    for config in (CONFIG, COMPAT):
+        segment_pixels(image, None, centres, 1.0, config, predict=predict)
+    assert asked == [6]
+
 
 def test_minimum_of_one_pixel_merges_nothing_by_default():
     image, valid = make_image()
@@ -220,8 +238,8 @@ IMAGE = make_image()[0]
     (IMAGE, {'mask': IMAGE[..., 0]}, OptionError, 'mask'),
     (IMAGE, {'num_threads': 0}, OptionError, 'num_threads'),
     (IMAGE, {'num_threads': '2'}, OptionError, 'num_threads'),
-    (IMAGE, {'kmeans': KMeans(3)}, OptionError, 'not a fitted'),
-    (IMAGE, {'kmeans': make_kmeans(IMAGE[..., :1])}, BandCountError, '2 bands'),
+    (IMAGE, {'kmeans': KMeans(3)}, OptionError, 'give a fitted KMeans'),
+    (IMAGE, {'kmeans': make_kmeans(IMAGE[..., :1])}, OptionError, '2 bands'),
     (IMAGE[..., :1] // 6, {}, OptionError, 'cluster'),
     (np.broadcast_to(np.uint8(1), (1 << 16, 1 << 15, 1)), {}, LabelOverflowError, 'tiles')])
 def test_wrong_input_raises_before_anything_is_done(image, options, error, match):

@@ -20,7 +20,7 @@ def test_summary_is_that_of_numpy():
 def test_an_interval_that_raises_is_not_counted():
     timings = Timings()
     with pytest.raises(ZeroDivisionError), timings.interval('work'):
-        1 // 0
+        raise ZeroDivisionError
     assert timings.summary() == {}
     with timings.interval('work'):
         pass
