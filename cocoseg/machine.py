@@ -1,7 +1,14 @@
-"""What this machine offers to the process. Imports nothing of the package."""
+"""
+What this machine offers to the process: CPUs, and how rows are shared between them.
+
+Rows are shared by kernels that release the GIL and treat rows by themselves. Not by
+numba's own parallel loops, which crash or queue up where several threads call them.
+Imports nothing of the package.
+"""
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 
 def count_cpus():
@@ -15,3 +22,42 @@ def count_cpus():
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def split_rows(n_rows, n_parts):
+    """
+    Return the bounds of contiguous parts of nearly equal size, none empty.
+
+    Example:
+        >>> from cocoseg.machine import split_rows
+        >>> split_rows(10, 3), split_rows(2, 4)
+        ([(0, 3), (3, 6), (6, 10)], [(0, 1), (1, 2)])
+    """
+    n_parts = max(min(n_parts, n_rows), 1)
+    edges = [n_rows * index // n_parts for index in range(n_parts + 1)]
+    return list(zip(edges, edges[1:]))
+
+
+def share_rows(func, n_rows, num_threads=1):
+    """
+    Call ``func(first, stop)`` for parts of the rows 0..n_rows, in threads.
+
+    Args:
+        func (Callable[[int, int], object]): treats the rows from ``first`` up
+            to ``stop``, and no others.
+        n_rows (int): all of them.
+        num_threads (int): at most so many parts; 1 calls in this thread.
+
+    Returns:
+        list: what each call returned, in the order of the rows.
+
+    Example:
+        >>> from cocoseg.machine import share_rows
+        >>> share_rows(lambda first, stop: stop - first, 5, num_threads=2)
+        [2, 3]
+    """
+    parts = split_rows(n_rows, num_threads)
+    if len(parts) == 1:
+        return [func(*parts[0])]
+    with ThreadPoolExecutor(len(parts), 'cocoseg-rows') as pool:
+        return list(pool.map(func, *zip(*parts)))

@@ -45,79 +45,6 @@ def _kernel_flatten(parents):
 
 
 @njit(**_COMMON)
-def _kernel_components(values, four_connected, out):
-    """
-    Number the connected components of equal, nonzero values by first pixel.
-
-    ``values`` is an unsigned integer image (h, w), ``out`` int32 (h, w). During
-    the first pass ``out`` holds the parent of each pixel as a flat index: a
-    forest whose roots are the first pixels. Returns how many there are.
-    """
-    rows, columns = values.shape
-    parents = out.reshape(rows * columns)
-    for r in range(rows):
-        for c in range(columns):
-            p = r * columns + c
-            parents[p] = p
-            value = values[r, c]
-            if value == 0:
-                continue
-            west = c > 0 and values[r, c - 1] == value
-            north = r > 0 and values[r - 1, c] == value
-            if west:
-                parents[p] = parents[p - 1]
-                # Already joined where the corner between them is alike, too.
-                if north and values[r - 1, c - 1] != value:
-                    _join(parents, p - columns, p)
-            elif north:
-                parents[p] = parents[p - columns]
-            if four_connected or r == 0 or north:
-                continue
-            if c > 0 and not west and values[r - 1, c - 1] == value:
-                _join(parents, p - columns - 1, p)
-            if c + 1 < columns and values[r - 1, c + 1] == value:
-                _join(parents, p - columns + 1, p)
-    n = 0
-    # Roots come before their members, so each parent holds its number already,
-    # below zero to tell numbers from indices.
-    for r in range(rows):
-        for c in range(columns):
-            p = r * columns + c
-            if values[r, c] == 0:
-                parents[p] = 0
-            elif parents[p] == p:
-                n += 1
-                parents[p] = -n
-            else:
-                root = parents[p]
-                while root >= 0:
-                    root = parents[root]
-                parents[p] = root
-    for p in range(rows * columns):
-        parents[p] = -parents[p]
-    return n
-
-
-@njit(**_COMMON)
-def _kernel_describe(pieces, labels, label_of, sizes, first_pixels):
-    """
-    Fill, per piece, its label, its size and its first pixel as a flat index.
-
-    ``pieces`` and ``labels`` are (h, w); the rest have one entry per piece,
-    piece 1 first, ``sizes`` zeroed.
-    """
-    rows, columns = pieces.shape
-    for r in range(rows):
-        for c in range(columns):
-            piece = pieces[r, c]
-            if piece:
-                if sizes[piece - 1] == 0:
-                    label_of[piece - 1] = labels[r, c]
-                    first_pixels[piece - 1] = r * columns + c
-                sizes[piece - 1] += 1
-
-
-@njit(**_COMMON)
 def _kernel_vote(ours, theirs, partners, votes, sizes):
     """
     Find, per label of ours, the only label of theirs that can have most of it.
@@ -207,9 +134,10 @@ def _kernel_sum_values(pieces, values, valid_sums):
 
 
 @njit(**_COMMON)
-def _kernel_apply(lut, ids):
-    """Replace each id by its entry of a table, in place."""
-    for k in range(ids.shape[0]):
+def _kernel_apply(lut, ids, first, stop):
+    """Replace ids first to stop by their entries of a table, in place."""
+    # Unsigned, so that no index is looked at as one from the end.
+    for k in range(np.uint64(first), np.uint64(stop)):
         ids[k] = lut[ids[k]]
 
 

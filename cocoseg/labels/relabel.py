@@ -6,8 +6,11 @@ from __future__ import annotations
 import numpy as np
 
 from cocoseg.errors import LabelOverflowError, OptionError
+from cocoseg.machine import share_rows
 
 MAX_ID = 2 ** 32 - 1
+# Fewer are not worth a thread.
+_LEAST_PIXELS = 1 << 16
 
 
 def as_labels(labels, what='labels'):
@@ -48,7 +51,7 @@ def densify(labels):
         labels (ndarray): int >= 0, shape (h, w). Never modified.
 
     Returns:
-        tuple[ndarray, ndarray]: int32 (h, w) of 0..n, and the n ids that
+        tuple[ndarray, ndarray]: uint32 (h, w) of 0..n, and the n ids that
         1..n stand for, ascending.
 
     Raises:
@@ -67,14 +70,14 @@ def densify(labels):
         present[labels.ravel()] = True
         present[0] = False
         ids = np.flatnonzero(present)
-        lut = np.zeros(highest + 1, np.int32)
-        lut[ids] = np.arange(1, len(ids) + 1, dtype=np.int32)
+        lut = np.zeros(highest + 1, np.uint32)
+        lut[ids] = np.arange(1, len(ids) + 1)
         return lut[labels], ids.astype(labels.dtype)
     ids, inverse = np.unique(labels, return_inverse=True)
     has_none = ids[0] == 0
     if len(ids) > 2 ** 31 - 1:
         raise LabelOverflowError(f'one tile holds {len(ids)} ids; use smaller tiles')
-    dense = inverse.reshape(labels.shape).astype(np.int32)
+    dense = inverse.reshape(labels.shape).astype(np.uint32)
     return (dense, ids[1:]) if has_none else (dense + 1, ids)
 
 
@@ -113,13 +116,17 @@ def rank_groups(roots, first_pixels):
     return ranks[roots], n_groups
 
 
-def apply_lut(lut, ids):
+def apply_lut(lut, ids, num_threads=1):
     """
     Replace ids by their entries in a table, in place.
 
     Args:
         lut (ndarray): uint32 (n,).
         ids (ndarray): uint32, any shape, C-contiguous, each below n. Modified.
+        num_threads (int): that share the ids.
+
+    Raises:
+        OptionError: if they are not contiguous.
 
     Example:
         >>> from cocoseg.labels.relabel import apply_lut
@@ -129,7 +136,10 @@ def apply_lut(lut, ids):
         [[0, 5], [9, 5]]
     """
     from cocoseg.labels.kernels import _kernel_apply
-    flat = ids.reshape(-1)
-    if not np.shares_memory(flat, ids):
+    if not ids.flags.c_contiguous:
         raise OptionError('ids must be C-contiguous to be replaced in place')
-    _kernel_apply(lut, flat)
+    flat = ids.reshape(-1)
+
+    def apply(first, stop):
+        _kernel_apply(lut, flat, first, stop)
+    share_rows(apply, len(flat), num_threads if len(flat) >= _LEAST_PIXELS else 1)

@@ -40,7 +40,7 @@ def match_labels(ours, theirs, n_ours, n_theirs):
     Find the labels of two tiles that are one object.
 
     Args:
-        ours, theirs (ndarray): int32 (h, w), the same pixels as two tiles see
+        ours, theirs (ndarray): uint32 (h, w), the same pixels as two tiles see
             them; 0 is for nothing. Never modified.
         n_ours, n_theirs (int): the largest labels that may occur.
 
@@ -49,8 +49,8 @@ def match_labels(ours, theirs, n_ours, n_theirs):
 
     Example:
         >>> from cocoseg.labels.seams import match_labels
-        >>> ours = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
-        >>> theirs = np.array([[3, 3, 1, 1, 2, 2]], np.int32)
+        >>> ours = np.array([[1, 1, 1, 2, 2, 0]], np.uint32)
+        >>> theirs = np.array([[3, 3, 1, 1, 2, 2]], np.uint32)
         >>> match = match_labels(ours, theirs, 2, 3)
         >>> match.ours.tolist(), match.theirs.tolist(), round(match.agreement, 2)
         ([1], [3], 0.33)
@@ -68,7 +68,7 @@ def _vote(ours, theirs, n_ours):
     """Return, per label of ours, whom most of its pixels are for, and whether they are most."""
     from cocoseg.labels.kernels import _kernel_count_common, _kernel_vote
     ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
-    partners = np.zeros(n_ours + 1, np.int32)
+    partners = np.zeros(n_ours + 1, np.uint32)
     votes, sizes, common = (np.zeros(n_ours + 1, np.int64) for _ in range(3))
     _kernel_vote(ours, theirs, partners, votes, sizes)
     n_labeled = _kernel_count_common(ours, theirs, partners, common)
@@ -84,7 +84,7 @@ def list_contacts(pieces, connectivity=4, eligible=None):
     List the pieces that touch each other.
 
     Args:
-        pieces (ndarray): int32 or uint32 (h, w), 0 is for none.
+        pieces (ndarray): uint32 (h, w), 0 is for none.
         connectivity (int): 4: at edges; 8: also at corners.
         eligible (ndarray | None): bool, per piece, an entry for 0 first: only
             pairs with at least one eligible piece.
@@ -94,7 +94,7 @@ def list_contacts(pieces, connectivity=4, eligible=None):
 
     Example:
         >>> from cocoseg.labels.seams import list_contacts
-        >>> pieces = np.array([[1, 1, 2], [3, 0, 2]], np.int32)
+        >>> pieces = np.array([[1, 1, 2], [3, 0, 2]], np.uint32)
         >>> list_contacts(pieces).tolist(), list_contacts(pieces, 8)[-1].tolist()
         ([[1, 2], [1, 3]], [1, 3])
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cocoseg.engine.rows import share_rows
+from cocoseg.machine import share_rows
 from cocoseg.errors import BandCountError, NodataError, OptionError, WindowShapeError
 
 _NO_MASK = np.zeros((0, 0), bool)

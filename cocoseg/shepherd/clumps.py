@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cocoseg.engine.rows import share_rows, split_rows
 from cocoseg.errors import LabelOverflowError, OptionError, WindowShapeError
+from cocoseg.labels.components import MAX_PIXELS, label_components
+from cocoseg.labels.relabel import apply_lut
 
 # What pyshepseg lets a clump grow by, px.
 COMPAT_MAX_SIZE = 10000
-# Parts of fewer rows are not worth a thread.
-_LEAST_ROWS = 64
-_LEAST_PIXELS = 1 << 16
 
 
 @dataclass
@@ -92,9 +90,9 @@ def check_labels(labels, n_segments=None, shape=None):
 def check_size(shape):
     """Raise unless the pixels of an image can be numbered in 31 bits."""
     height, width = shape[:2]
-    if height * width >= 2 ** 31:
+    if height * width > MAX_PIXELS:
         raise LabelOverflowError(f'an image of {height} x {width} px is too large to segment at '
-                                 f'once; the limit is {2 ** 31 - 1} px: use segment_raster(), '
+                                 f'once; the limit is {MAX_PIXELS} px: use segment_raster(), '
                                  'which does it in tiles')
 
 
@@ -147,8 +145,8 @@ def find_clump_segments(clusters, four_connected=True, max_size=None, *, num_thr
         Segments: with new arrays.
     """
     _check_clusters(clusters, max_size)
-    clusters = np.ascontiguousarray(clusters)
-    segments = _find_components(clusters, bool(four_connected), num_threads)
+    found = label_components(clusters, 4 if four_connected else 8, num_threads=num_threads)
+    segments = Segments(found.labels, found.sizes, found.firsts)
     if max_size is None or int(segments.sizes[1:].max(initial=0)) <= max_size + 1:
         return segments
     return _split(segments, int(max_size), bool(four_connected), num_threads)
@@ -174,25 +172,8 @@ def _split(segments, max_size, four_connected, num_threads):
     ids = np.concatenate([[0], ids[np.argsort(firsts[ids], kind='stable')]])
     new_ids = np.zeros(len(sizes), np.uint32)
     new_ids[ids] = np.arange(len(ids), dtype=np.uint32)
-    renumber(segments.labels, new_ids, num_threads)
+    apply_lut(new_ids, segments.labels, num_threads)
     return Segments(segments.labels, sizes[ids], firsts[ids])
-
-
-def renumber(labels, new_ids, num_threads=1):
-    """
-    Replace labels in place.
-
-    Args:
-        labels (ndarray): uint32 (H, W), C-contiguous. Modified in place.
-        new_ids (ndarray): uint32 (N + 1,), by label.
-        num_threads (int): that share the pixels.
-    """
-    from cocoseg.shepherd.clump_kernels import _kernel_renumber
-    flat = labels.reshape(-1)
-
-    def replace(first, stop):
-        _kernel_renumber(flat, new_ids, first, stop)
-    share_rows(replace, len(flat), num_threads if len(flat) >= _LEAST_PIXELS else 1)
 
 
 def _check_clusters(clusters, max_size):
@@ -205,59 +186,3 @@ def _check_clusters(clusters, max_size):
     check_size(clusters.shape)
     if max_size is not None and not 1 <= max_size < 2 ** 31:
         raise OptionError(f'max_size={max_size} must be in 1..{2 ** 31 - 1}, or None')
-
-
-def _find_components(clusters, four_connected, num_threads):
-    """Return the connected components as segments."""
-    from cocoseg.shepherd import clump_kernels as kernels
-    height, width = clusters.shape
-    labels = np.empty(clusters.shape, np.uint32)
-    flat = labels.reshape(-1)
-    num_threads = max(min(num_threads, height // _LEAST_ROWS), 1)
-    parts = split_rows(height, num_threads)
-    starts = np.array([width * first for first, _ in parts], np.int64)
-
-    def join(first, stop):
-        return kernels._kernel_join_part(clusters.reshape(-1), width, four_connected, first, stop,
-                                         flat)
-    counts = np.array(share_rows(join, height, num_threads), np.int64)
-    roots, n_foreign = _join_parts(clusters, four_connected, flat, starts, counts)
-    numbers = np.concatenate([[0], np.cumsum(counts)])
-    sizes = np.zeros(numbers[-1] + 1, np.uint32)
-    firsts = np.zeros(numbers[-1] + 1, np.int32)
-
-    def number(first, stop):
-        part = np.searchsorted(starts, width * first)
-        return kernels._kernel_number_part(flat, width * first, width * stop, numbers[part],
-                                           sizes, firsts, n_foreign[part])
-    sizes[0] = sum(share_rows(number, height, num_threads))
-    if len(roots):
-        table = flat[roots]
-        np.add.at(sizes, table, n_foreign.sum(axis=0).astype(np.uint32))
-        below = len(flat) - int(starts[1])
-
-        def resolve(first, stop):
-            kernels._kernel_resolve_foreign(flat, starts[1] + first, starts[1] + stop, table)
-        share_rows(resolve, below, num_threads)
-    return Segments(labels, sizes, firsts)
-
-
-def _join_parts(clusters, four_connected, parents, starts, counts):
-    """
-    Join the forests of the parts along their seams, and lower their counts.
-
-    Returns (roots (n,), of the sets that are marked in parts below their own;
-    zeros (n_parts, n), to count their pixels in).
-    """
-    from cocoseg.shepherd import clump_kernels as kernels
-    width = clusters.shape[1]
-    joined = np.empty(width * (len(starts) - 1), np.int64)
-    count = 0
-    for start in starts[1:]:
-        count = kernels._kernel_join_seam(clusters, four_connected, int(start) // width, parents,
-                                          joined, count)
-    joined = np.sort(joined[:count])
-    roots, n_lost = np.empty(count, np.int64), np.zeros(len(starts), np.int64)
-    n_marked = kernels._kernel_mark_foreign(parents, joined, starts, roots, n_lost)
-    counts -= n_lost
-    return roots[:n_marked], np.zeros((len(starts), n_marked), np.int64)

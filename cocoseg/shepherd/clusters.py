@@ -163,12 +163,13 @@ def fit_clusters(samples, config, num_threads=None):
     Fit a k-means to samples.
 
     The default fit begins from a k-means++ start, improved by moving single
-    centres; its random numbers are drawn from ``seed``. With
-    ``compat`` the centres are those of scikit-learn's own fit, as pyshepseg has
-    it: from the diagonal they are the same to the last bit, as far as
-    scikit-learn's are the same on any two machines; from k-means++, with the
-    random numbers that it draws from ``seed``, they differ by rounding. Samples
-    of float32 are given to scikit-learn itself then.
+    centres; its random numbers are drawn from ``seed``. With ``compat`` the
+    centres are those of scikit-learn's own fit, called as pyshepseg calls it.
+    From the diagonal they are the same bit by bit; those of scikit-learn itself
+    differ from run to run by rounding where it uses more than two threads.
+    From k-means++, with the random numbers that it draws from ``seed``, they
+    differ by rounding. Few samples, and those of float32, are given to
+    scikit-learn itself then.
 
     Args:
         samples (ndarray): numbers (N, B), valid pixels only; never modified.

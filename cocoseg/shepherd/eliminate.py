@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cocoseg.engine.rows import share_rows
 from cocoseg.errors import OptionError
+from cocoseg.labels.relabel import apply_lut
+from cocoseg.machine import share_rows
 from cocoseg.shepherd.assign import as_pixels
-from cocoseg.shepherd.clumps import Segments, check_labels, renumber
+from cocoseg.shepherd.clumps import Segments, check_labels
 from cocoseg.shepherd.locations import add_bands
 
 # How often segments of one size are looked at, as in pyshepseg.
@@ -230,7 +231,7 @@ def _close_gaps(segments, num_threads, canonical=False):
         ranks[order + 1] = np.arange(1, n_segments + 1)
         new_ids = ranks[new_ids]
         sizes[1:], firsts[1:] = sizes[1:][order], firsts[1:][order]
-    renumber(segments.labels, new_ids, num_threads)
+    apply_lut(new_ids, segments.labels, num_threads)
     return Segments(segments.labels, sizes, firsts)
 
 

@@ -327,11 +327,10 @@ class LabelStitcher:
         owned = self._layout.find_owned(tile.window)
         place = canvas[tile.core.slices]
         if owned is None:
-            np.add(tile.pieces, np.uint32(piece_base), out=place, where=tile.pieces > 0,
-                   casting='unsafe')
+            np.add(tile.pieces, np.uint32(piece_base), out=place, where=tile.pieces > 0)
         else:
             labeled = tile.pieces > 0
-            place[labeled] = tile.pieces[labeled].astype(np.uint32) + np.uint32(piece_base)
+            place[labeled] = tile.pieces[labeled] + np.uint32(piece_base)
 
     def _exchange_strips(self, tile, label_base):
         """Leave strips for neighbors to come; return those of neighbors that came."""
@@ -431,7 +430,7 @@ class LabelStitcher:
         columns = list(zip(*self._tiles))
         piece_bases, label_bases, labels_of, sizes, first_pixels, contacts, sums = columns
         table = PieceTable(
-            np.concatenate([of.astype(np.int64) - 1 + base
+            np.concatenate([of - 1 + base
                             for of, base in zip(labels_of, label_bases)]),
             np.concatenate(sizes), np.concatenate(first_pixels),
             None if sums[0] is None else np.concatenate(sums), self._n_labels)

@@ -32,13 +32,13 @@ class LabelTile:
     Attributes:
         window (Window): the tile, inside the image, px.
         core (Window): around the pixels that it decides.
-        pieces (ndarray): int32, shape of ``core``: 1..n, 0 where no label is,
+        pieces (ndarray): uint32, shape of ``core``: 1..n, 0 where no label is,
             or where another tile decides.
-        labels_of (ndarray): int32 (n,), the label of each piece.
+        labels_of (ndarray): int64 (n,), the label of each piece.
         sizes (ndarray): int64 (n,), px.
         first_pixels (ndarray): int64 (n,), index in the image, row by row.
         n_labels (int): labels are 1..n_labels.
-        strips (dict[Window, ndarray]): by tile beside it, int32, the labels of
+        strips (dict[Window, ndarray]): by tile beside it, uint32, the labels of
             the pixels that both see.
         contacts (ndarray): int64 (k, 2), pieces that touch inside of the core,
             at least those with one below the least size.
@@ -210,17 +210,20 @@ def cut_tile(layout, window, labels, values=None, *, connectivity=None, min_size
     if owned is not None:
         inside = np.where(owned, inside, 0)
     if connectivity is None:
-        pieces, n_pieces = _keep_present(inside, len(ids))
+        pieces, sizes, firsts = _keep_present(inside, len(ids))
     else:
-        pieces, n_pieces = label_components(inside.view(np.uint32), connectivity)
-    labels_of, sizes, first_pixels = _describe(pieces, inside, n_pieces, core, layout.shape[1])
+        found = label_components(inside, connectivity)
+        pieces, sizes, firsts = found.labels, found.sizes[1:].astype(np.int64), found.firsts[1:]
+    rows, columns = np.divmod(firsts.astype(np.int64), max(core.shape[1], 1))
+    first_pixels = (rows + core.y0) * layout.shape[1] + columns + core.x0
+    labels_of = inside.reshape(-1)[firsts].astype(np.int64)
     strips = {other: dense[window.intersect(other).within(window).slices].copy()
               for other in layout.find_neighbors(window)}
     contacts = np.empty((0, 2), np.int64)
     if min_size > 1:
         contacts = list_contacts(pieces, connectivity, np.append(False, sizes < min_size))
     return LabelTile(window, core, pieces, labels_of, sizes, first_pixels, len(ids), strips,
-                     contacts, _sum_values(pieces, n_pieces, values, core, full))
+                     contacts, _sum_values(pieces, len(sizes), values, core, full))
 
 
 def check_tile_shape(what, array, window):
@@ -237,22 +240,16 @@ def check_tile_shape(what, array, window):
 
 
 def _keep_present(inside, n_labels):
-    """Return pieces that are whole labels, dense again, as some labels are elsewhere only."""
-    present = np.zeros(n_labels + 1, bool)
-    present[inside.ravel()] = True
-    present[0] = False
-    lut = np.zeros(n_labels + 1, np.int32)
-    lut[present] = np.arange(1, present.sum() + 1, dtype=np.int32)
-    return lut[inside], int(present.sum())
+    """
+    Return pieces that are whole labels, dense again, as some labels are elsewhere only.
 
-
-def _describe(pieces, inside, n_pieces, core, image_width):
-    from cocoseg.labels.kernels import _kernel_describe
-    labels_of = np.zeros(n_pieces, np.int32)
-    sizes, first = np.zeros((2, n_pieces), np.int64)
-    _kernel_describe(pieces, inside, labels_of, sizes, first)
-    rows, columns = np.divmod(first, max(core.shape[1], 1))
-    return labels_of, sizes, (rows + core.y0) * image_width + columns + core.x0
+    With them the sizes and the first pixels, as flat indices.
+    """
+    ids, firsts, sizes = np.unique(inside, return_index=True, return_counts=True)
+    present = ids > 0
+    lut = np.zeros(n_labels + 1, np.uint32)
+    lut[ids[present]] = np.arange(1, present.sum() + 1)
+    return lut[inside], sizes[present], firsts[present]
 
 
 def _sum_values(pieces, n_pieces, values, core, full):

@@ -26,7 +26,7 @@ def draw_labels(shape, rng, connectivity, n_values=3):
     """Return blobs, numbered by first pixel, with some background."""
     smooth = ndimage.gaussian_filter(rng.random(shape), 0.8)
     values = np.digitize(smooth, np.quantile(smooth, np.linspace(0.3, 0.9, n_values)))
-    return label_components(values.astype(np.uint32), connectivity)[0]
+    return label_components(values.astype(np.uint32), connectivity).labels.astype(np.int64)
 
 
 def stitch(shape, windows, tiles, order, declared=True, **options):

@@ -7,7 +7,7 @@ import pytest
 
 from cocoseg import get_executor
 from cocoseg.engine.executors import Executor, SerialExecutor, ThreadExecutor
-from cocoseg.engine.rows import share_rows, split_rows
+from cocoseg.machine import share_rows, split_rows
 from cocoseg.errors import OptionError, TaskError, TaskTimeoutError
 
 SPECS = ['serial', 'threads:1', 'threads:3']

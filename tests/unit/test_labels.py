@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cocoseg.errors import OptionError
+from cocoseg.errors import LabelOverflowError, OptionError
+from cocoseg.labels import relabel
 from cocoseg.labels.components import label_components
 from cocoseg.labels.merge import merge_small_groups
 from cocoseg.labels.relabel import apply_lut, as_labels, densify, rank_groups
@@ -39,18 +40,36 @@ def test_components_are_those_of_scipy(shape, connectivity, n_values):
     rng = np.random.default_rng(n_values)
     for _ in range(20):
         values = rng.integers(0, n_values, shape).astype(np.uint32)
-        labels, n = label_components(values, connectivity)
+        found = label_components(values, connectivity)
         expected, n_expected = components_model(values, connectivity)
-        assert n == n_expected
-        assert np.array_equal(labels, expected)
+        assert found.n == n_expected
+        assert np.array_equal(found.labels, expected)
+        assert np.array_equal(found.sizes, np.bincount(expected.ravel()))
+        _, firsts = np.unique(expected, return_index=True)
+        assert np.array_equal(found.firsts[1:], firsts[len(firsts) - n_expected:])
 
 
 def test_components_read_what_is_not_contiguous_and_change_nothing():
     values = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.uint16)
     values.flags.writeable = False
-    labels, n = label_components(values[::2, ::3].T)
-    expected, n_expected = components_model(np.array(values[::2, ::3].T), 4)
-    assert n == n_expected and np.array_equal(labels, expected)
+    labels = label_components(values[::2, ::3].T).labels
+    assert np.array_equal(labels, components_model(np.array(values[::2, ::3].T), 4)[0])
+
+
+@pytest.mark.parametrize('connectivity', [4, 8])
+@pytest.mark.parametrize('dtype', [np.uint16, np.uint32])
+def test_threads_that_share_rows_find_the_same(monkeypatch, connectivity, dtype):
+    from cocoseg.labels import components
+    monkeypatch.setattr(components, '_LEAST_ROWS', 1)
+    rng = np.random.default_rng(4)
+    for shape in ((7, 9), (30, 23), (3, 1)):
+        for n_values in (2, 3):
+            values = rng.integers(0, n_values, shape).astype(dtype)
+            plain = label_components(values, connectivity)
+            for num_threads in (2, 5):
+                found = label_components(values, connectivity, num_threads=num_threads)
+                for name in ('labels', 'sizes', 'firsts'):
+                    assert np.array_equal(getattr(found, name), getattr(plain, name))
 
 
 @pytest.mark.parametrize('connectivity', [6, None, True, '4'])
@@ -62,7 +81,7 @@ def test_components_refuse_another_connectivity(connectivity):
 def test_components_refuse_more_pixels_than_their_indices_can_tell(monkeypatch):
     from cocoseg.labels import components
     monkeypatch.setattr(components, 'MAX_PIXELS', 5)
-    with pytest.raises(OptionError, match='tile by tile'):
+    with pytest.raises(LabelOverflowError, match='tile by tile'):
         label_components(np.ones((2, 3), np.uint32))
 
 
@@ -106,6 +125,14 @@ def test_groups_are_ranked_by_first_pixel():
     assert ranks.tolist() == [2, 1, 1, 0, 2] and n == 2
 
 
+@pytest.mark.parametrize('num_threads', [1, 3])
+def test_lut_is_applied_by_threads(monkeypatch, num_threads):
+    monkeypatch.setattr(relabel, '_LEAST_PIXELS', 1)
+    ids = np.array([[0, 2], [1, 2], [2, 0]], np.uint32)
+    apply_lut(np.array([0, 5, 9], np.uint32), ids, num_threads)
+    assert ids.tolist() == [[0, 9], [5, 9], [9, 0]]
+
+
 def test_lut_is_applied_in_place_or_not_at_all():
     ids = np.arange(12, dtype=np.uint32).reshape(3, 4) % 3
     apply_lut(np.array([0, 7, 5], np.uint32), ids)
@@ -128,9 +155,9 @@ def match_model(ours, theirs):
 @pytest.mark.parametrize('seed', range(30))
 def test_matches_are_mutual_majorities(seed):
     rng = np.random.default_rng(seed)
-    ours = np.repeat(rng.integers(0, 6, (6, 4)), 3, axis=1).astype(np.int32)
+    ours = np.repeat(rng.integers(0, 6, (6, 4)), 3, axis=1).astype(np.uint32)
     theirs = np.where(rng.random(ours.shape) < 0.2, rng.integers(0, 6, ours.shape),
-                      (ours * 5) % 7).astype(np.int32)
+                      (ours * 5) % 7).astype(np.uint32)
     match = match_labels(ours, theirs, 6, 7)
     expected = match_model(ours, theirs)
     assert list(zip(match.ours, match.theirs)) == [pair[:2] for pair in expected]
@@ -142,8 +169,8 @@ def test_matches_are_mutual_majorities(seed):
 
 
 def test_exactly_half_is_no_majority():
-    ours = np.array([[1, 1, 2, 2]], np.int32)
-    assert len(match_labels(ours, np.array([[1, 1, 1, 1]], np.int32), 2, 1).ours) == 0
+    ours = np.array([[1, 1, 2, 2]], np.uint32)
+    assert len(match_labels(ours, np.array([[1, 1, 1, 1]], np.uint32), 2, 1).ours) == 0
 
 
 def contacts_model(pieces, connectivity, eligible=None):
@@ -163,7 +190,7 @@ def contacts_model(pieces, connectivity, eligible=None):
 def test_contacts_are_all_touching_pairs(connectivity):
     rng = np.random.default_rng(3)
     for size in (1, 2, 7, 30):
-        pieces = rng.integers(0, 12, (size, size + 1)).astype(np.int32)
+        pieces = rng.integers(0, 12, (size, size + 1)).astype(np.uint32)
         eligible = rng.random(13) < 0.3
         found = list_contacts(pieces, connectivity)
         assert list(map(tuple, found.tolist())) == contacts_model(pieces, connectivity)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from cocoseg.errors import LabelOverflowError, OptionError, WindowShapeError
-from cocoseg.shepherd import clumps as clumps_module
+from cocoseg.labels import components, relabel
 from cocoseg.shepherd.clumps import (
-    Segments, check_labels, find_clump_segments, find_clumps, renumber)
+    Segments, check_labels, find_clump_segments, find_clumps)
 
 from ..shepherd_model import model_clumps
 
@@ -13,8 +13,8 @@ from ..shepherd_model import model_clumps
 @pytest.fixture(autouse=True)
 def share_small_work(monkeypatch):
     """Let threads share even small images."""
-    monkeypatch.setattr(clumps_module, '_LEAST_ROWS', 1)
-    monkeypatch.setattr(clumps_module, '_LEAST_PIXELS', 1)
+    monkeypatch.setattr(components, '_LEAST_ROWS', 1)
+    monkeypatch.setattr(relabel, '_LEAST_PIXELS', 1)
 
 
 def make_clusters(rng, shape, n_values, null_share=0.1):
@@ -146,10 +146,3 @@ def test_labels_of_another_shape_than_the_image_raise():
         check_labels(np.ones((4, 3), np.uint32), None, (3, 4))
     assert check_labels(np.full((3, 4), 7, np.uint32)) == 7
     assert check_labels(np.full((3, 4), 7, np.uint32), 9) == 9
-
-
-@pytest.mark.parametrize('num_threads', [1, 3])
-def test_renumber_replaces_labels_in_place(num_threads):
-    labels = np.array([[0, 2], [1, 2], [2, 0]], np.uint32)
-    renumber(labels, np.array([0, 5, 9], np.uint32), num_threads)
-    assert labels.tolist() == [[0, 9], [5, 9], [9, 0]]

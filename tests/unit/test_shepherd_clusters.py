@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from cocoseg import ShepherdConfig
 from cocoseg.errors import OptionError
@@ -25,6 +26,13 @@ def make_pixels(dtype, n_pixels=5000, n_bands=3, seed=0):
     pixels = middles[rng.integers(0, 15, n_pixels)] + rng.normal(0, 6, (n_pixels, n_bands))
     pixels = pixels.clip(1, 120)
     return (pixels - 60 if np.dtype(dtype).kind != 'u' else pixels).astype(dtype)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def two_threads():
+    """With more, scikit-learn adds up in any order, and differs from itself by rounding."""
+    with threadpool_limits(2, user_api='openmp'):
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cocoseg.errors import LabelOverflowError, OptionError, WindowShapeError
-from cocoseg.shepherd import clumps as clumps_module
+from cocoseg.labels import relabel as relabel_module
 from cocoseg.shepherd import eliminate as eliminate_module
 from cocoseg.shepherd.clumps import find_clumps
 from cocoseg.shepherd.eliminate import eliminate_singles, eliminate_small
@@ -21,7 +21,7 @@ FOUR = pytest.mark.parametrize('four_connected', [True, False], ids=['four', 'ei
 def share_small_work(monkeypatch):
     """Let threads share even few candidates."""
     for module, name in [(eliminate_module, '_LEAST_CANDIDATES'),
-                         (eliminate_module, '_LEAST_PIXELS'), (clumps_module, '_LEAST_PIXELS')]:
+                         (eliminate_module, '_LEAST_PIXELS'), (relabel_module, '_LEAST_PIXELS')]:
         monkeypatch.setattr(module, name, 1)
 
 
