@@ -376,13 +376,14 @@ def auto_max_spectral_diff(centres, percentile):
     return np.percentile(measure_distances(centres), percentile)
 
 
-def resolve_max_spectral_diff(config, centres):
+def resolve_max_spectral_diff(config, kmeans):
     """
     Return the largest distance of means that a config stands for.
 
     Args:
         config (ShepherdConfig): ``max_spectral_diff``, ``spectral_percentile``.
-        centres (ndarray): float (K, B), at least two.
+        kmeans (KMeans | ndarray): fitted clusters, or centres, float (K, B),
+            at least two. Distances are those of centres of their own dtype.
 
     Returns:
         numpy.float32 | float: float32 where it comes from the centres.
@@ -396,6 +397,7 @@ def resolve_max_spectral_diff(config, centres):
         ...  for diff in ('auto', None, 7)]
         [5.0, 60.0, 7.0]
     """
+    centres = np.asarray(getattr(kmeans, 'cluster_centers_', kmeans))
     if config.max_spectral_diff == 'auto':
         return auto_max_spectral_diff(centres, config.spectral_percentile)
     if config.max_spectral_diff is None:

@@ -251,7 +251,7 @@ def _find_centres(kmeans, config, n_bands):
         limit = config.max_spectral_diff
         return None, None if limit == 'auto' else limit
     centres = as_centres(kmeans, n_bands)
-    return centres, resolve_max_spectral_diff(config, centres)
+    return centres, resolve_max_spectral_diff(config, kmeans)
 
 
 def _checked_threads(num_threads):

@@ -170,7 +170,7 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
                 output.path, 0, np.zeros(1, np.int64), plan.grid_shape, kmeans, float('nan'),
                 percent, False, [], timings)
             if centres is not None:
-                limit = resolve_max_spectral_diff(config, centres)
+                limit = resolve_max_spectral_diff(config, kmeans)
                 stitch = run.recode if config.is_compat else run.stitch
                 found = stitch(source, plan, centres, limit, kmeans, writer, recode)
                 result = replace(result, max_spectral_diff=float(limit), **found)
