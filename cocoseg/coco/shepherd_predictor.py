@@ -113,13 +113,8 @@ class ShepherdPredictor:
         Args:
             n_pixels (int): of all images, with those without data.
         """
-        from cocoseg.shepherd.clusters import FIT_SAMPLES
-        if self.config.n_samples is not None:
-            return self.config.n_samples
-        if self.config.sample_percent is not None:
-            return max(round(self.config.sample_percent / 100 * n_pixels),
-                       self.config.n_clusters)
-        return FIT_SAMPLES
+        from cocoseg.shepherd.clusters import count_samples
+        return count_samples(self.config, n_pixels)
 
     def find_valid(self, image):
         """Return which pixels of a window have data, bool (h, w)."""

@@ -8,6 +8,7 @@ processes one day.
 """
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any, Callable, Iterable, Iterator, Protocol, runtime_checkabl
 
 from cocoseg.errors import OptionError, TaskError, TaskTimeoutError
 from cocoseg.machine import count_cpus
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -219,7 +222,11 @@ def get_executor(spec='serial'):
                           'with N of at least 1, or an object with run() and n_workers')
     if match[1] == 'serial':
         return SerialExecutor()
-    return ThreadExecutor(int(match[2]) if match[2] else count_cpus())
+    n_workers = int(match[2]) if match[2] else count_cpus()
+    if n_workers > count_cpus():
+        logger.warning('executor=%r has more threads than the %d CPUs of this process; each takes '
+                       'memory for a task', spec, count_cpus())
+    return ThreadExecutor(n_workers)
 
 
 def _make_error(task, describe, cause):

@@ -2,27 +2,30 @@
 Clusters of colors: samples of an image, the k-means fitted to them, and its centres.
 
 The only module that imports scikit-learn. The fit of a default segmentation is
-ours, with k-means++ of scikit-learn to begin with. With ``compat`` it comes to
-the centres of scikit-learn itself, mostly by our iterations: see
-:func:`fit_clusters`. Does not assign the pixels of an image to centres.
+ours, and loads nothing. With ``compat`` it comes to the centres of scikit-learn
+itself, mostly by our iterations: see :func:`fit_clusters`. Does not assign the
+pixels of an image to centres.
 """
 from __future__ import annotations
 
+import functools
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cocoseg.errors import OptionError
 from cocoseg.machine import count_cpus
 
-from .lloyd import MAX_ITER, TOLERANCE, SampleTree, run_lloyd, swap_centres
+from .lloyd import MAX_ITER, TOLERANCE, LloydResult, SampleTree, run_lloyd, swap_centres
 
-# Pixels that a default fit looks at. Measured for 60 clusters and 5 seeds: the
-# inertia over all valid pixels, against scikit-learn's best of 5 starts for all
-# or about a million of them, in the mean and at most (less is better):
-#   synthetic, 4 bands, noise 20: -0.2, 0.1 %; noise 110: -0.2, -0.1 %;
-#   NAIP, 4 bands: 0.0, 0.3 %; Landsat 7, 6 bands: -0.2, -0.1 %;
-#   Sentinel-2, 3 bands: 0.1, 0.4 %; Landsat with clouds, 3 bands: 0.5, 1.2 %.
+# Pixels that a default fit looks at. Measured for 60 clusters and 3 seeds: the
+# inertia over all valid pixels, above that of scikit-learn's best of 5 starts for
+# all of them or about a million, at most (less is better):
+#   synthetic, 4 bands, noise 20: 0.0 %; noise 110: -0.2 %; NAIP, 4 bands: 0.1 %;
+#   Landsat 7, 6 bands: 0.1 %; Sentinel-2, 3 bands: 0.2 %; a Landsat scene with
+#   clouds, 3 bands: 0.6 %.
 # With 65536 pixels it is 0.4 to 1 % more, by chance of the draw.
 FIT_SAMPLES = 262144
 # It begins from a k-means++ start for a few pixels, which is improved by trying
@@ -37,9 +40,31 @@ _FAST_TOLERANCE = 1e-5
 _COMPAT_PERCENT = 1
 _COMPAT_STARTS = 5
 # scikit-learn alone is as fast for fewer samples.
-_LEAST_SAMPLES = 4096
+_LEAST_SAMPLES = 16384
 # Valid pixels are looked for in so many pixels at a time.
 _BLOCK_PIXELS = 1 << 20
+
+
+def count_samples(config, n_pixels):
+    """
+    Return how many pixels a fit that is not ``compat`` looks at.
+
+    Args:
+        config (ShepherdConfig): ``n_samples``, or ``sample_percent``, or
+            neither, which is FIT_SAMPLES.
+        n_pixels (int): that a share is of.
+
+    Example:
+        >>> from cocoseg import ShepherdConfig
+        >>> from cocoseg.shepherd.clusters import count_samples
+        >>> count_samples(ShepherdConfig(sample_percent=30), 1000)
+        300
+    """
+    if config.n_samples is not None:
+        return config.n_samples
+    if config.sample_percent is not None:
+        return max(round(config.sample_percent / 100 * n_pixels), 1)
+    return FIT_SAMPLES
 
 
 def draw_ranks(n_valid, config):
@@ -50,8 +75,8 @@ def draw_ranks(n_valid, config):
         n_valid (int): how many there are, at least 1.
         config (ShepherdConfig): its ``compat`` takes every k-th from the first,
             with k the rounded 100 / ``sample_percent``. Otherwise exactly
-            ``n_samples``, or their share, or FIT_SAMPLES, are drawn at random
-            with ``seed``, all if there are fewer.
+            :func:`count_samples` are drawn at random with ``seed``, all if there
+            are fewer.
 
     Returns:
         ndarray: int64 (n,), ascending; 0 is the first valid pixel.
@@ -64,13 +89,10 @@ def draw_ranks(n_valid, config):
         >>> len(draw_ranks(1000, ShepherdConfig(sample_percent=30)))
         300
     """
-    percent = config.sample_percent
     if config.is_compat:
-        step = int(round(100 / (_COMPAT_PERCENT if percent is None else percent)))
-        return np.arange(0, n_valid, step)
-    n_samples = FIT_SAMPLES if config.n_samples is None else config.n_samples
-    if percent is not None:
-        n_samples = max(int(round(n_valid * percent / 100)), 1)
+        percent = _COMPAT_PERCENT if config.sample_percent is None else config.sample_percent
+        return np.arange(0, n_valid, int(round(100 / percent)))
+    n_samples = count_samples(config, n_valid)
     if n_samples >= n_valid:
         return np.arange(n_valid)
     rng = np.random.default_rng(config.seed)
@@ -195,6 +217,19 @@ def fit_clusters(samples, config, num_threads=None):
         >>> kmeans.cluster_centers_.tolist(), kmeans.predict([[80, 80]]).tolist()
         ([[11.0, 1.0], [91.0, 8.0]], [1])
     """
+    return as_kmeans(fit_lazily(samples, config, num_threads))
+
+
+def fit_lazily(samples, config, num_threads=None):
+    """
+    Do the same as :func:`fit_clusters`, and load scikit-learn only if it is needed.
+
+    Loading takes longer than most fits.
+
+    Returns:
+        KMeans | FittedClusters: the latter of a default fit;
+        :func:`as_kmeans` makes a KMeans of either.
+    """
     samples = np.asarray(samples)
     _check_samples(samples, config.n_clusters)
     num_threads = count_cpus() if num_threads is None else num_threads
@@ -207,7 +242,50 @@ def fit_clusters(samples, config, num_threads=None):
         centres = _find_start(samples, config, num_threads)
     result = run_lloyd(tree, centres, num_threads=num_threads,
                        tol=tree.tolerance * (_FAST_TOLERANCE / TOLERANCE))
-    return _make_kmeans(result, samples.dtype, config)
+    return FittedClusters(result, samples.dtype, config)
+
+
+@dataclass(frozen=True)
+class FittedClusters:
+    """
+    Clusters of a fit, which become a KMeans of scikit-learn when somebody asks.
+
+    Attributes:
+        result (LloydResult): centres and labels.
+        dtype (np.dtype): of the samples.
+        config (ShepherdConfig): what was asked for.
+    """
+
+    result: LloydResult
+    dtype: np.dtype
+    config: Any
+
+    @property
+    def cluster_centers_(self):
+        """Centres (K, B); of float32 samples float32, as scikit-learn needs it to predict."""
+        return self.result.centres.astype(
+            np.float32 if self.dtype == np.float32 else np.float64)
+
+    @functools.cached_property
+    def kmeans(self):
+        """The clusters as a fitted ``sklearn.cluster.KMeans``."""
+        return _make_kmeans(self)
+
+
+def as_kmeans(clusters):
+    """
+    Return clusters as a KMeans of scikit-learn, if they are ours; else as they are.
+
+    Args:
+        clusters (FittedClusters | KMeans | ndarray | None): of
+            :func:`fit_lazily`, or what a caller gave.
+
+    Example:
+        >>> from cocoseg.shepherd.clusters import as_kmeans
+        >>> as_kmeans(None) is None
+        True
+    """
+    return clusters.kmeans if isinstance(clusters, FittedClusters) else clusters
 
 
 def _check_samples(samples, n_clusters):
@@ -235,13 +313,31 @@ def _count_distinct(samples, enough):
 
 def _find_start(samples, config, num_threads):
     """Return centres (K, B) that are good for a part of the samples."""
-    from sklearn.cluster import kmeans_plusplus
     rng, n_clusters = np.random.default_rng(config.seed), config.n_clusters
     n_part = min(max(_SWAP_SAMPLES, 16 * n_clusters), len(samples))
     part = samples[rng.choice(len(samples), n_part, replace=False)].astype(np.float64)
-    centres, _ = kmeans_plusplus(part[:max(_START_SAMPLES, 16 * n_clusters)], n_clusters,
-                                 random_state=int(rng.integers(2 ** 31)))
+    centres = _spread_centres(part[:max(_START_SAMPLES, 16 * n_clusters)], n_clusters, rng)
     return swap_centres(SampleTree(part), centres, _N_SWAPS, rng, num_threads)
+
+
+def _spread_centres(samples, n_clusters, rng):
+    """
+    Return samples (K, B) that are far from each other.
+
+    The start of k-means++ (Arthur and Vassilvitskii, SODA 2007): each is drawn
+    by its squared distance to the nearest before it.
+    """
+    centres = np.empty((n_clusters, samples.shape[1]))
+    centres[0] = samples[rng.integers(len(samples))]
+    distances = ((samples - centres[0]) ** 2).sum(axis=1)
+    for index in range(1, n_clusters):
+        reach = np.cumsum(distances)
+        # Where all samples are centres already, any will do.
+        place = (np.searchsorted(reach, rng.random() * reach[-1], side='right')
+                 if reach[-1] > 0 else rng.integers(len(samples)))
+        centres[index] = samples[min(place, len(samples) - 1)]
+        np.minimum(distances, ((samples - centres[index]) ** 2).sum(axis=1), out=distances)
+    return centres
 
 
 def _fit_compat(samples, config, num_threads):
@@ -292,20 +388,19 @@ def _fit_compat_starts(samples, dtype, config, num_threads):
         result = run_lloyd(tree, centres + offset, num_threads=num_threads)
         if best is None or result.inertia < best.inertia:
             best = result
-    return _make_kmeans(best, dtype, config)
+    return _make_kmeans(FittedClusters(best, dtype, config))
 
 
-def _make_kmeans(result, dtype, config):
-    """Return a KMeans as if it had been fitted to the result."""
+def _make_kmeans(clusters):
+    """Return a KMeans as if it had been fitted to what the clusters were."""
     from sklearn.cluster import KMeans
+    result, config = clusters.result, clusters.config
     n_clusters, n_bands = result.centres.shape
     # All that predict() needs is set by a fit, here to as many points as clusters.
     points = np.repeat(np.arange(n_clusters, dtype=np.float64)[:, None], n_bands, axis=1)
     kmeans = KMeans(n_clusters, init=points, n_init=1, max_iter=1).fit(points)
     kmeans.set_params(max_iter=MAX_ITER, init='k-means++', random_state=config.seed)
-    # scikit-learn predicts float32 with centres of float32 only.
-    kmeans.cluster_centers_ = result.centres.astype(
-        np.float32 if dtype == np.float32 else np.float64)
+    kmeans.cluster_centers_ = clusters.cluster_centers_
     kmeans.labels_, kmeans.inertia_, kmeans.n_iter_ = result.labels, result.inertia, result.n_iter
     return kmeans
 

@@ -11,7 +11,7 @@ import numpy as np
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.shepherd.assign import find_valid
-from cocoseg.shepherd.clusters import FIT_SAMPLES
+from cocoseg.shepherd.clusters import count_samples
 
 # Side of the blocks that are read for a sample, px: tiles of files are often as large.
 _BLOCKSIZE = 256
@@ -79,7 +79,7 @@ def sample_raster(read, shape, n_bands, dtype, config, nodata=None, run=map):
     rng = np.random.default_rng(config.seed)
     blocks = [block.core for block in BlockGrid(shape, _BLOCKSIZE)]
     blocks = [blocks[index] for index in rng.permutation(len(blocks))]
-    n_wanted = _count_wanted(config, shape)
+    n_wanted = count_samples(config, shape[0] * shape[1])
     step = min(max(len(blocks) // 4, _MIN_BLOCKS), _MAX_BLOCKS)
     step = max(step, math.ceil(4 * n_wanted / _BLOCKSIZE ** 2))
     found, n_found, n_seen = [np.empty((0, n_bands), dtype)], 0, 0
@@ -95,14 +95,6 @@ def sample_raster(read, shape, n_bands, dtype, config, nodata=None, run=map):
     if n_found > n_wanted:
         pixels = pixels[np.sort(rng.choice(n_found, n_wanted, replace=False))]
     return RasterSample(pixels, 100 * n_seen / (shape[0] * shape[1]))
-
-
-def _count_wanted(config, shape):
-    if config.n_samples is not None:
-        return config.n_samples
-    if config.sample_percent is not None:
-        return max(round(config.sample_percent / 100 * shape[0] * shape[1]), config.n_clusters)
-    return FIT_SAMPLES
 
 
 def _sample_reference(read, shape, n_bands, dtype, config, nodata, run):

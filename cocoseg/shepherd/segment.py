@@ -26,7 +26,7 @@ from cocoseg.errors import OptionError
 from cocoseg.machine import count_cpus
 from cocoseg.shepherd.assign import as_image, as_pixels, assign_valid, check_mask, find_valid
 from cocoseg.shepherd.clumps import COMPAT_MAX_SIZE, check_size, find_clump_segments
-from cocoseg.shepherd.clusters import (as_centres, draw_samples, fit_clusters,
+from cocoseg.shepherd.clusters import (as_centres, as_kmeans, draw_samples, fit_lazily,
                                        resolve_max_spectral_diff)
 from cocoseg.shepherd.config import ShepherdConfig
 from cocoseg.shepherd.eliminate import merge_singles, merge_small
@@ -58,12 +58,10 @@ class ShepherdResult:
 
     Attributes:
         labels (ndarray): uint32 (H, W), 0 where null, ids 1..``n_segments``.
-        kmeans (sklearn.cluster.KMeans | None): the clusters, which another
-            image can be segmented with; None if no pixel is valid and none
-            was given.
+        clusters (object): what :attr:`kmeans` is made of.
         max_spectral_diff (float | None): the limit that was used, in units of
-            the image; None where ``kmeans`` is None and the limit is made
-            from it.
+            the image; None where there are no clusters and the limit is made
+            from them.
         n_segments (int): how many there are.
         n_singles_eliminated (int): single pixels that were merged.
         n_small_eliminated (int): small segments that were merged.
@@ -72,12 +70,22 @@ class ShepherdResult:
     """
 
     labels: np.ndarray
-    kmeans: Any
+    clusters: Any
     max_spectral_diff: float | None
     n_segments: int
     n_singles_eliminated: int
     n_small_eliminated: int
     timings: Timings
+
+    @property
+    def kmeans(self):
+        """
+        The clusters, which another image can be segmented with.
+
+        A fitted ``sklearn.cluster.KMeans``, or what was given; None if no pixel
+        is valid and none was given.
+        """
+        return as_kmeans(self.clusters)
 
 
 def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None, num_threads=None,
@@ -239,7 +247,7 @@ def _fit(image, valid, config, num_threads, timings, report):
     start = time.perf_counter()
     with timings.interval('spectralclusters'):
         samples = draw_samples(image, valid, config)
-        kmeans = fit_clusters(samples, config, num_threads)
+        kmeans = fit_lazily(samples, config, num_threads)
     report(f'{config.n_clusters} clusters fitted to {len(samples)} pixels in '
            f'{time.perf_counter() - start:.1f} s')
     return kmeans

@@ -24,7 +24,8 @@ from cocoseg.errors import OptionError
 from cocoseg.io.cog import CogWriter
 from cocoseg.machine import count_cpus
 from cocoseg.shepherd.assign import find_valid
-from cocoseg.shepherd.clusters import as_centres, fit_clusters, resolve_max_spectral_diff
+from cocoseg.shepherd.clusters import (as_centres, as_kmeans, fit_lazily,
+                                       resolve_max_spectral_diff)
 from cocoseg.shepherd.config import ShepherdConfig
 from cocoseg.shepherd.output import LabelOutput
 from cocoseg.shepherd.raster import SegmentSource
@@ -49,8 +50,7 @@ class TiledShepherdResult:
         n_segments (int): largest id; ids are 1..n_segments.
         sizes (ndarray): int64 (n_segments + 1,), px by id; entry 0 is 0.
         grid_shape (tuple[int, int]): (rows, columns) of segment tiles.
-        kmeans (object): the clusters, to be used for other rasters; None if
-            no pixel is valid.
+        clusters (object): what :attr:`kmeans` is made of.
         max_spectral_diff (float): the limit that was used, in units of the
             raster; NaN if no pixel is valid.
         sample_percent (float | None): see
@@ -65,12 +65,17 @@ class TiledShepherdResult:
     n_segments: int
     sizes: np.ndarray
     grid_shape: tuple[int, int]
-    kmeans: Any
+    clusters: Any
     max_spectral_diff: float
     sample_percent: float | None
     has_empty_segments: bool
     seams: list
     timings: Timings
+
+    @property
+    def kmeans(self):
+        """The clusters, to be used for other rasters; None if no pixel is valid."""
+        return as_kmeans(self.clusters)
 
     def format_timings(self):
         """Return the timings as a table for people."""
@@ -208,7 +213,7 @@ class _Run:
             logger.warning('no pixel of %s is valid', source.name)
             return None, sample.percent
         with self.timings.interval('spectralclusters'):
-            kmeans = fit_clusters(sample.pixels, self.config, num_threads=count_cpus())
+            kmeans = fit_lazily(sample.pixels, self.config, num_threads=count_cpus())
         return kmeans, sample.percent
 
     def _limit_reads(self, read):

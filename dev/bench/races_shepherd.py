@@ -110,6 +110,8 @@ def race_labels(script, args):
         rows.append((f'clean {args.tiled_size}, {TILE_SIZE} px tiles, {recode}', 4, 50, n_segments,
                      n_differ))
         worst = max(worst, n_differ)
+    rows.append((f'clean {args.tiled_size}, {TILE_SIZE} px tiles against the whole image, default',
+                 4, 50, *_compare_whole(args)))
     harness.print_table('pixels that differ', ['image', 'connected', 'least px', 'segments',
                                                'differ'], [tuple(map(str, row)) for row in rows])
     harness.print_absent(absent)
@@ -129,6 +131,19 @@ def _compare_tiled(args, recode):
         theirs = read_raster(os.path.join(folder, 'theirs.img'))
         return int(theirs.max()), int(np.count_nonzero(
             theirs != read_raster(os.path.join(folder, 'ours.tif'))))
+
+
+def _compare_whole(args):
+    """Return our segments of the whole image by default, and the pixels that tiles change."""
+    from cocoseg import ShepherdConfig, segment_raster, shepherd_segment
+    from cocoseg.io.raster import read_raster
+    with tempfile.TemporaryDirectory() as folder:
+        dst = os.path.join(folder, 'ours.tif')
+        result = segment_raster(_make_file(folder, args.tiled_size), dst, ShepherdConfig(),
+                                TILE_SIZE, OVERLAP, 'threads')
+        whole = shepherd_segment(_make_image_once(args.tiled_size), nodata=NODATA,
+                                 kmeans=result.kmeans)
+        return whole.n_segments, int(np.count_nonzero(read_raster(dst)[..., 0] != whole.labels))
 
 
 # ---- one image in RAM

@@ -270,7 +270,7 @@ def no_fit(monkeypatch):
     """Fail if clusters are fitted or tiles are segmented."""
     def refuse(*args, **options):
         raise AssertionError('long work was begun')
-    for name in ('fit_clusters', 'segment_pixels', 'sample_raster'):
+    for name in ('fit_lazily', 'segment_pixels', 'sample_raster'):
         monkeypatch.setattr(tiled_module, name, refuse)
 
 

@@ -26,6 +26,7 @@ from cocoseg.coco.segment import segment_dataset
 from cocoseg.errors import BandCountError, NodataError, OptionError, ResumeError
 from cocoseg.io.raster import read_raster
 from cocoseg.protocols import FittedPredictor, Predictor
+from cocoseg.shepherd.clusters import FIT_SAMPLES
 
 SHAPES = {1: (140, 120), 2: (90, 130), 3: (64, 64)}
 CONFIG = ShepherdConfig(n_clusters=6, min_segment_size=12)
@@ -192,8 +193,8 @@ def test_it_is_a_predictor_that_is_fitted(kmeans):
 
 
 @pytest.mark.parametrize('config, expected', [
-    (CONFIG, 65536), (CONFIG.patch(n_samples=77), 77), (CONFIG.patch(sample_percent=2), 2000),
-    (CONFIG.patch(sample_percent=0.001), 6)])
+    (CONFIG, FIT_SAMPLES), (CONFIG.patch(n_samples=77), 77), (CONFIG.patch(sample_percent=2), 2000),
+    (CONFIG.patch(sample_percent=0.001), 1)])
 def test_how_many_samples_it_wants(config, expected):
     assert ShepherdPredictor(config).count_samples(100_000) == expected
 

@@ -7,7 +7,7 @@ import pytest
 
 from cocoseg import get_executor
 from cocoseg.engine.executors import Executor, SerialExecutor, ThreadExecutor
-from cocoseg.machine import share_rows, split_rows
+from cocoseg.machine import count_cpus, share_rows, split_rows
 from cocoseg.errors import OptionError, TaskError, TaskTimeoutError
 
 SPECS = ['serial', 'threads:1', 'threads:3']
@@ -127,6 +127,14 @@ def test_no_thread_is_left():
 def test_unknown_executors(spec):
     with pytest.raises(OptionError, match='executor='):
         get_executor(spec)
+
+
+def test_more_threads_than_cpus_are_a_warning(caplog):
+    n_cpus = count_cpus()
+    get_executor(f'threads:{n_cpus}')
+    assert caplog.text == ''
+    assert get_executor(f'threads:{n_cpus + 1}').n_workers == n_cpus + 1
+    assert f'more threads than the {n_cpus} CPUs' in caplog.text
 
 
 def test_an_executor_is_returned_as_it_is():
