@@ -349,11 +349,10 @@ def _fit_compat(samples, config, num_threads):
                     random_state=None if is_diagonal else config.seed)
     if samples.dtype == np.float32 or len(samples) < _LEAST_SAMPLES:
         return kmeans.fit(samples)
-    wide = np.ascontiguousarray(samples, np.float64)
     if not is_diagonal:
-        return _fit_compat_starts(wide, samples.dtype, config, num_threads)
-    referee = _Referee(wide, config.n_clusters)
-    result = run_lloyd(wide, init, num_threads=num_threads, referee=referee)
+        return _fit_compat_starts(samples.astype(np.float64), samples.dtype, config, num_threads)
+    referee = _Referee(samples)
+    result = run_lloyd(samples, init, num_threads=num_threads, referee=referee)
     fitted = referee.kmeans.set_params(**kmeans.get_params())
     fitted.n_iter_ = result.n_iter
     return fitted
@@ -362,17 +361,18 @@ def _fit_compat(samples, config, num_threads):
 class _Referee:
     """Runs Lloyd's iterations by scikit-learn; keeps what it fitted last as ``kmeans``."""
 
-    def __init__(self, samples, n_clusters):
-        self._samples, self._n_clusters, self.kmeans = samples, n_clusters, None
+    def __init__(self, samples):
+        self._samples, self.kmeans = samples, None
 
     def __call__(self, centres, n_iter):
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
-        self.kmeans = KMeans(self._n_clusters, init=centres, n_init=1, max_iter=n_iter)
+        self.kmeans = KMeans(len(centres), init=centres, n_init=1, max_iter=n_iter, copy_x=False)
         with warnings.catch_warnings():
             # Clusters may be empty on the way; they are filled in the next iteration.
             warnings.simplefilter('ignore', ConvergenceWarning)
-            self.kmeans.fit(self._samples)
+            # A copy that it may change, and that is gone afterwards.
+            self.kmeans.fit(np.array(self._samples, np.float64, order='C'))
         return self.kmeans.cluster_centers_, self.kmeans.n_iter_
 
 

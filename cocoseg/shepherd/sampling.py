@@ -4,6 +4,7 @@ Which pixels of a raster the clusters are fitted to.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,31 +71,57 @@ def sample_raster(read, shape, n_bands, dtype, config, nodata=None, run=map):
     if config.is_compat:
         return _sample_reference(read, shape, n_bands, dtype, config, nodata, run)
 
-    def read_valid(window):
-        pixels = read(window)
-        valid = find_valid(pixels, nodata)
-        pixels = pixels.reshape(-1, n_bands) if valid is None else pixels[valid]
-        return np.ascontiguousarray(pixels)
-
+    n_wanted = count_samples(config, shape[0] * shape[1])
     rng = np.random.default_rng(config.seed)
     blocks = [block.core for block in BlockGrid(shape, _BLOCKSIZE)]
     blocks = [blocks[index] for index in rng.permutation(len(blocks))]
-    n_wanted = count_samples(config, shape[0] * shape[1])
     step = min(max(len(blocks) // 4, _MIN_BLOCKS), _MAX_BLOCKS)
     step = max(step, math.ceil(4 * n_wanted / _BLOCKSIZE ** 2))
-    found, n_found, n_seen = [np.empty((0, n_bands), dtype)], 0, 0
+    reader = _BlockReader(read, n_bands, nodata, config.seed)
+    # Of each block so many pixels that a quarter of the blocks would do.
+    most = math.ceil(4 * n_wanted / min(step, len(blocks)))
+    parts, n_seen = _read_blocks(reader, blocks, step, n_wanted, most, run)
+    n_found = sum(map(len, parts))
+    if n_found < n_wanted and any(len(part) == most for part in parts):
+        # Few blocks have valid pixels, and all of these are needed.
+        parts, n_seen = _read_blocks(reader, blocks, len(blocks), n_wanted, None, run)
+    pixels = np.concatenate(parts)
+    if len(pixels) > n_wanted:
+        pixels = pixels[np.sort(rng.choice(len(pixels), n_wanted, replace=False))]
+    return RasterSample(pixels.astype(dtype, copy=False), 100 * n_seen / (shape[0] * shape[1]))
+
+
+def _read_blocks(reader, blocks, step, n_wanted, most, run):
+    """Read ``step`` blocks at a time until there are enough pixels; return (parts, px read)."""
+    found, n_seen = [], 0
     for start in range(0, len(blocks), step):
         # In the order of the file, which is faster to read.
         windows = sorted(blocks[start:start + step])
-        found += list(run(read_valid, windows))
+        found += list(run(lambda window: reader.read(window, most), windows))
         n_seen += sum(window.area for window in windows)
-        n_found = sum(map(len, found))
-        if n_found >= n_wanted:
+        if sum(map(len, found)) >= n_wanted:
             break
-    pixels = np.concatenate(found)
-    if n_found > n_wanted:
-        pixels = pixels[np.sort(rng.choice(n_found, n_wanted, replace=False))]
-    return RasterSample(pixels, 100 * n_seen / (shape[0] * shape[1]))
+    return found, n_seen
+
+
+@dataclass(frozen=True)
+class _BlockReader:
+    """Reads valid pixels of blocks, the same ones in any thread and order."""
+
+    read_pixels: Callable
+    n_bands: int
+    nodata: float | None
+    seed: int
+
+    def read(self, window, most):
+        """Return valid pixels of a block (n, B), at most so many, or all, as a copy."""
+        pixels = self.read_pixels(window)
+        valid = find_valid(pixels, self.nodata)
+        pixels = pixels.reshape(-1, self.n_bands) if valid is None else pixels[valid]
+        if most is not None and len(pixels) > most:
+            rng = np.random.default_rng([self.seed, window.y0, window.x0])
+            return pixels[np.sort(rng.choice(len(pixels), most, replace=False))]
+        return np.array(pixels)
 
 
 def _sample_reference(read, shape, n_bands, dtype, config, nodata, run):

@@ -315,8 +315,6 @@ def race_tiled(script, args):
     seconds = {name: row['wall_s'] for name, row in medians.items()}
     goals = [check_goal('defaults: pyshepseg / cocoseg',
                         seconds['pyshepseg'] / seconds['default'], 8, unit=' x'),
-             check_goal('pyshepseg with the fixed start / cocoseg, defaults',
-                        seconds['pyshepseg_fixed'] / seconds['default'], 8, unit=' x'),
              check_goal('same labels: pyshepseg / cocoseg',
                         seconds['pyshepseg_fixed'] / seconds['compat'], 2, unit=' x')]
     return finish(goals, medians, TILED_LABELS, values=values, size=args.tiled_size,

@@ -208,6 +208,16 @@ def test_a_part_of_a_large_raster_is_read_and_more_where_little_is_valid(monkeyp
     assert len(draw(np.zeros_like(image), nodata=0)[0].pixels) == 0
 
 
+def test_all_pixels_of_the_only_valid_block_are_found(monkeypatch):
+    monkeypatch.setattr(sampling_module, '_BLOCKSIZE', 16)
+    monkeypatch.setattr(sampling_module, '_MIN_BLOCKS', 8)
+    image = make_numbered((400, 400))
+    image[:, :] = 0
+    image[32:48, 64:80] = make_numbered((16, 16)) + 1000
+    sample, windows = draw(image, CONFIG.patch(n_samples=300), nodata=0)
+    assert sample.pixels[:, 0].tolist() == list(range(1000, 1256)) and sample.percent == 100
+
+
 def reference_model(image, skip, nodata):
     """Every skip-th pixel, counted anew in blocks of 1024 px."""
     rows = [y for start in range(0, image.shape[0], 1024)
