@@ -187,11 +187,10 @@ def race_fit(script, args):
     from cocoseg.shepherd.clusters import draw_samples, fit_clusters
     shepseg = get_peer()[0]
     image = make_image('clean', args.tiled_size)
-    step = max(round((args.tiled_size ** 2 / SAMPLE) ** 0.5), 1)
-    samples = image[::step, ::step].reshape(-1, image.shape[2])
-    samples = np.ascontiguousarray(samples[(samples != NODATA).all(axis=1)])
-    cases = {f'{len(samples)} px': samples, f'{len(samples) // 100} px':
-             np.ascontiguousarray(samples[::100])}
+    samples = _draw_sample(image)
+    noisy = _draw_sample(make_image('noisy', args.tiled_size))
+    cases = {f'clean, {len(samples)} px': samples, f'noisy, {len(noisy)} px': noisy,
+             f'clean, {len(samples) // 100} px': np.ascontiguousarray(samples[::100])}
     goals, medians, values, gaps = [], {}, {}, {}
     for name, pixels in cases.items():
         bands = np.ascontiguousarray(pixels.T[:, None])
@@ -241,6 +240,13 @@ def race_fit(script, args):
                          100 * (inertia['fast'] / inertia['full'] - 1), 0.5, at_most=True,
                          unit=' %')]
     return finish(goals, medians, {}, values=values, gaps=gaps, inertia=inertia)
+
+
+def _draw_sample(image):
+    """Return about a million valid pixels of an image (n, B), evenly."""
+    step = max(round((image.shape[0] * image.shape[1] / SAMPLE) ** 0.5), 1)
+    pixels = image[::step, ::step].reshape(-1, image.shape[2])
+    return np.ascontiguousarray(pixels[(pixels != NODATA).all(axis=1)])
 
 
 def measure_inertia(pixels, centres):
