@@ -98,8 +98,8 @@ def check_polygon_path(fpath):
 
     Raises:
         OptionError: if it does not end with '.gpkg'.
-        AssetWriteError: if there is no such folder, or it cannot be written to.
-        AssetWriteError: if another program has the file open.
+        AssetWriteError: if there is no such folder, it cannot be written to,
+            or another program has the file open.
 
     Example:
         >>> from cocoseg.io.vector import check_polygon_path

@@ -118,11 +118,11 @@ def _kernel_list_contacts(pieces, eligible, use_eligible, four_connected, out):
 
 
 @njit(**_COMMON)
-def _kernel_sum_values(pieces, values, valid_sums):
+def _kernel_sum_values(pieces, values, sums):
     """
     Add the values of each piece, in raster order.
 
-    ``pieces`` (h, w), ``values`` (h, w, B), ``valid_sums`` float64 (n + 1, B), zeroed.
+    ``pieces`` (h, w), ``values`` (h, w, B), ``sums`` float64 (n + 1, B), zeroed.
     """
     rows, columns, bands = values.shape
     for r in range(rows):
@@ -130,7 +130,7 @@ def _kernel_sum_values(pieces, values, valid_sums):
             piece = pieces[r, c]
             if piece:
                 for b in range(bands):
-                    valid_sums[piece, b] += values[r, c, b]
+                    sums[piece, b] += values[r, c, b]
 
 
 @njit(**_COMMON)

@@ -1,6 +1,9 @@
 """
 Shepherd segmentation: images to segments of pixels that are alike.
 
-Data flows down the files: config, clusters, clumps, eliminate, segment (one
-image in memory), tiled (rasters of any size), stats (tables of segments).
+One image in memory: config, clusters (by lloyd), assign, clumps, eliminate,
+put together in segment; locations looks at the result. A raster of any size:
+raster, sampling, tiles, recode and output, put together in tiled. Figures of
+segments: statspec, user_stats, band_stats, shape_stats, put together in stats;
+segment_table holds them, and subset cuts parts out.
 """

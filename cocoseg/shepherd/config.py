@@ -19,10 +19,11 @@ class ShepherdConfig:
     """
     Options of a Shepherd segmentation.
 
-    The names of pyshepseg's arguments are in ``docs/howto/segment_images.rst``
-    beside these. With ``compat='pyshepseg'`` the labels are those of pyshepseg
-    2.0.3 for the same cluster centres, with its treatment of null pixels, its
-    sampling for the fit, and its stitching of tiles. The default mends these:
+    The names of pyshepseg's arguments are in
+    ``docs/howto/migrate_from_pyshepseg.rst`` beside these. With
+    ``compat='pyshepseg'`` the labels are those of pyshepseg 2.0.3 for the same
+    cluster centres, with its treatment of null pixels, its sampling for the
+    fit, and its stitching of tiles. The default mends these:
 
     * a valid pixel never becomes null, and a null pixel never becomes valid;
     * segments below ``min_segment_size`` are merged until only those are left

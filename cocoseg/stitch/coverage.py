@@ -178,3 +178,43 @@ class Coverage:
                 if not counts[column]:
                     final.append((row, column))
         return final
+
+
+class Covered:
+    """
+    What a stitcher tells about its windows, from its ``_coverage``, under its ``_lock``.
+
+    Example:
+        >>> import threading
+        >>> class Stitcher(Covered):
+        ...     _coverage, _lock = Coverage((2, 4), [Window(0, 0, 2, 4)]), threading.Lock()
+        >>> Stitcher().is_declared, Stitcher().is_complete, Stitcher().pending
+        (True, False, [Window(y=0:2, x=0:4)])
+    """
+
+    @property
+    def n_windows(self):
+        """Number of windows received."""
+        return self._coverage.n_received
+
+    @property
+    def received(self):
+        """The parts of the image that windows covered, a new set of Windows."""
+        with self._lock:
+            return set(self._coverage.received)
+
+    @property
+    def is_declared(self):
+        """True if the windows to come are known."""
+        return self._coverage.is_declared
+
+    @property
+    def is_complete(self):
+        """True if windows were declared and all of them came."""
+        return self._coverage.is_complete
+
+    @property
+    def pending(self):
+        """Declared windows (clipped to the image) that did not come yet."""
+        with self._lock:
+            return self._coverage.pending

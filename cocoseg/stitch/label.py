@@ -20,7 +20,7 @@ from cocoseg.labels.components import check_connectivity
 from cocoseg.labels.relabel import MAX_ID, apply_lut, as_labels
 from cocoseg.labels.seams import list_contacts, match_labels, unique_pairs
 from cocoseg.stitch.arena import FileArena
-from cocoseg.stitch.coverage import Coverage
+from cocoseg.stitch.coverage import Coverage, Covered
 from cocoseg.stitch.intake import check_shape
 from cocoseg.stitch.label_groups import PieceTable, group_pieces
 from cocoseg.stitch.label_tiles import TileLayout, check_tile_shape, cut_tile
@@ -55,7 +55,7 @@ class Seam:
         return self.n_common / self.n_labeled if self.n_labeled else 1.0
 
 
-class LabelStitcher:
+class LabelStitcher(Covered):
     """
     Put label tiles together to one image of ids.
 
@@ -138,33 +138,6 @@ class LabelStitcher:
         return f'<LabelStitcher(h={self.shape[0]}, w={self.shape[1]}, {state})>'
 
     # ---- what callers read -------------------------------------------------
-
-    @property
-    def n_windows(self):
-        """Number of tiles received."""
-        return self._coverage.n_received
-
-    @property
-    def is_declared(self):
-        """True if the tiles to come are known."""
-        return self._coverage.is_declared
-
-    @property
-    def is_complete(self):
-        """True if tiles were declared and all of them came."""
-        return self._coverage.is_complete
-
-    @property
-    def pending(self):
-        """Declared tiles (clipped to the image) that did not come yet."""
-        with self._lock:
-            return self._coverage.pending
-
-    @property
-    def received(self):
-        """The parts of the image that tiles covered, a new set of Windows."""
-        with self._lock:
-            return set(self._coverage.received)
 
     @property
     def seams(self):

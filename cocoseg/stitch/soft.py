@@ -18,7 +18,7 @@ from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.window import Window
 from cocoseg.stitch.blend import BlendPlan, get_profile
 from cocoseg.stitch.carry import MAX_BATCH, CarryCanvas
-from cocoseg.stitch.coverage import Coverage
+from cocoseg.stitch.coverage import Coverage, Covered
 from cocoseg.stitch.engines import EngineOptions, add_items, make_canvas, make_carry
 from cocoseg.stitch.intake import (as_numpy, as_planes, check_data, check_shape, check_weights,
                                    choose_area, crop_item, unit_weights)
@@ -30,7 +30,7 @@ from cocoseg.stitch.quantize import Quantization
 __all__ = ['SoftStitcher', 'as_numpy', 'check_weights', 'iter_strips']
 
 
-class SoftStitcher:
+class SoftStitcher(Covered):
     """
     Blend overlapping window predictions into one image.
 
@@ -166,33 +166,6 @@ class SoftStitcher:
     def n_clipped(self):
         """Values outside ``expected_minmax`` in the blocks that were sent."""
         return 0 if self._outlet is None else self._outlet.n_clipped
-
-    @property
-    def n_windows(self):
-        """Number of windows received."""
-        return self._coverage.n_received
-
-    @property
-    def received(self):
-        """The parts of the image that windows covered, a new set of Windows."""
-        with self._lock:
-            return set(self._coverage.received)
-
-    @property
-    def is_declared(self):
-        """True if the windows to come are known."""
-        return self._windows is not None
-
-    @property
-    def is_complete(self):
-        """True if windows were declared and all of them came."""
-        return self._coverage.is_complete
-
-    @property
-    def pending(self):
-        """Declared windows (clipped to the image) that did not come yet."""
-        with self._lock:
-            return self._coverage.pending
 
     def add(self, window, data, weights=None):
         """
