@@ -61,6 +61,24 @@ class FittedPredictor(Predictor, Protocol):
 
 
 @runtime_checkable
+class BlockSource(Protocol):
+    """
+    Give the pixels of windows of an image, or of boxes of a volume.
+
+    ``shape`` is (H, W, C) or (D, H, W, C), ``name`` is for messages. ``read``
+    returns ``dtype``, shape (h, w, C) with (h, w) == ``window.shape``, of a
+    window that lies inside; nobody may write to it. Any number of threads may
+    read at a time.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, window: Any) -> np.ndarray: ...
+
+
+@runtime_checkable
 class BlockSink(Protocol):
     """
     Receive finished blocks, each exactly once, in any order.
@@ -85,6 +103,30 @@ class JobQueue(Protocol):
     def submit(self, func: Callable, *args, **kwargs) -> Any: ...
 
     def wait_until_finished(self, desc: str | None = None) -> None: ...
+
+
+class MemorySource:
+    """
+    A :class:`BlockSource` of an array (H, W, C) or (D, H, W, C).
+
+    Example:
+        >>> from cocoseg.protocols import BlockSource, MemorySource
+        >>> from cocoseg.grid.window import Window
+        >>> source = MemorySource(np.arange(6).reshape(2, 3, 1))
+        >>> assert isinstance(source, BlockSource)
+        >>> source.read(Window(0, 1, 2, 2)).ravel().tolist()
+        [1, 4]
+    """
+
+    name = 'array'
+
+    def __init__(self, pixels):
+        self._pixels = pixels
+        self.shape, self.dtype = pixels.shape, pixels.dtype
+
+    def read(self, window):
+        """Return a view of the pixels of a window."""
+        return self._pixels[window.slices]
 
 
 class MemorySink:

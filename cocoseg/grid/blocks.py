@@ -1,15 +1,19 @@
 """
-Blocks: the partition of an image into units of work and of storage.
+Blocks: the partition of an image or a volume into units of work and of storage.
 
 Where windows overlap, the cores of blocks do not: every pixel belongs to
 exactly one. A block may read a halo around its core.
 """
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from dataclasses import dataclass
 
 from cocoseg.errors import OptionError
-from cocoseg.grid.window import Window, as_pair
+from cocoseg.grid.box import Box
+from cocoseg.grid.window import Window
 
 
 @dataclass(frozen=True)
@@ -18,27 +22,30 @@ class Block:
     One unit of work.
 
     Attributes:
-        index (tuple[int, int]): (row, column) in the grid.
-        core (Window): the pixels that only this block may write.
-        read (Window): the core with its halo, clipped to the image.
+        index (tuple[int, ...]): place in the grid, (row, column) in two axes.
+        core (Window | Box): the pixels that only this block may write; a Window
+            in two axes.
+        read (Window | Box): the core with its halo, clipped to the image.
     """
 
-    index: tuple[int, int]
-    core: Window
-    read: Window
+    index: tuple[int, ...]
+    core: Window | Box
+    read: Window | Box
 
 
 @dataclass(frozen=True)
 class BlockGrid:
     """
-    A partition of an image into blocks of one size, smaller at the far edges.
+    A partition of an image or a volume into blocks, smaller at the far edges.
 
-    Iterating gives :class:`Block` in row-major order.
+    Iterating gives :class:`Block` in row-major order. As many axes are divided
+    as ``block`` has entries; an int means two, an image.
 
     Args:
-        shape (tuple[int, int]): (H, W) of the image, px; a third entry is ignored.
-        block (int | tuple[int, int]): (h, w) of a core, px, at least 1.
-        halo (int | tuple[int, int]): margin that a block reads around its
+        shape (tuple[int, ...]): extent per axis, px; (H, W) of an image. Entries
+            beyond those of ``block`` are ignored.
+        block (int | tuple[int, ...]): extent of a core, px, at least 1.
+        halo (int | tuple[int, ...]): margin that a block reads around its
             core, px, at least 0.
 
     Raises:
@@ -51,17 +58,20 @@ class BlockGrid:
         (Window(y=4:5, x=4:7), (2, 2))
         >>> grid.get((0, 1)).read
         Window(y=0:5, x=3:7)
+        >>> BlockGrid((5, 7, 9), block=(4, 4, 4), halo=1).get((0, 1, 2)).read
+        Box(0:5, 3:7, 7:9)
     """
 
-    shape: tuple[int, int]
-    block: tuple[int, int]
-    halo: tuple[int, int] = (0, 0)
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    halo: tuple[int, ...] = 0
 
     def __post_init__(self):
         put = object.__setattr__
-        put(self, 'shape', as_pair(tuple(self.shape)[:2], 'shape'))
-        put(self, 'block', as_pair(self.block, 'block'))
-        put(self, 'halo', as_pair(self.halo, 'halo'))
+        ndim = len(self.block) if isinstance(self.block, (tuple, list)) else 2
+        put(self, 'shape', _as_extents(tuple(self.shape)[:ndim], 'shape', ndim))
+        put(self, 'block', _as_extents(self.block, 'block', ndim))
+        put(self, 'halo', _as_extents(self.halo, 'halo', ndim))
         if min(self.shape) < 1 or min(self.block) < 1 or min(self.halo) < 0:
             raise OptionError(
                 f'shape={self.shape} and block={self.block} must be at least 1 px, '
@@ -69,32 +79,37 @@ class BlockGrid:
 
     @property
     def grid_shape(self):
-        """(rows, columns) of blocks."""
+        """Blocks per axis, (rows, columns) in two axes."""
         return tuple(-(-size // block) for size, block in zip(self.shape, self.block))
 
     def __len__(self):
-        rows, columns = self.grid_shape
-        return rows * columns
+        return math.prod(self.grid_shape)
 
     def get(self, index):
-        """Return the block at (row, column)."""
+        """Return the block at a place of the grid, (row, column) in two axes."""
+        if len(self.shape) != 2:
+            return self._get_box(tuple(index))
         (row, column), (height, width) = index, self.block
         core = Window(row * height, column * width, min((row + 1) * height, self.shape[0]),
                       min((column + 1) * width, self.shape[1]))
         read = core.pad(self.halo).clip(self.shape) if any(self.halo) else core
         return Block((row, column), core, read)
 
+    def _get_box(self, index):
+        starts = tuple(map(operator.mul, index, self.block))
+        core = Box(starts, tuple(map(operator.add, starts, self.block))).clip(self.shape)
+        return Block(index, core, core.pad(self.halo).clip(self.shape))
+
     def __iter__(self):
-        rows, columns = self.grid_shape
-        for row in range(rows):
-            for column in range(columns):
-                yield self.get((row, column))
+        for index in itertools.product(*map(range, self.grid_shape)):
+            yield self.get(index)
 
     def touched_by(self, window):
         """
         Return the (rows, columns) slices of the grid that a window touches.
 
-        The window must lie inside the image and not be empty.
+        For grids of two axes, like what follows. The window must lie inside the
+        image and not be empty.
         """
         height, width = self.block
         return (slice(window.y0 // height, -(-window.y1 // height)),
@@ -141,3 +156,16 @@ class BlockGrid:
         for index, part, (y, x) in self.iter_parts(window.y0, window.x0, window.y1, window.x1):
             common = Window(*part)
             yield index, common.shift(-y, -x).slices, common.within(window).slices
+
+
+def _as_extents(value, name, ndim):
+    """Return an int, or one per axis, as a tuple of ints."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * ndim
+    try:
+        values = tuple(operator.index(extent) for extent in values)
+    except TypeError:
+        values = ()
+    if len(values) != ndim:
+        raise OptionError(f'{name}={value!r} must be whole pixels, an int or one per axis, of '
+                          f'which there are {ndim}')
+    return values
