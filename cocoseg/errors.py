@@ -112,6 +112,10 @@ class TaskTimeoutError(TaskError, TimeoutError):
     """A task of a parallel run took longer than it may."""
 
 
+class BlockCheckError(CocosegError, RuntimeError):
+    """The result of a block did not pass the check that the caller gave."""
+
+
 class NodataError(CocosegError, ValueError):
     """The nodata value of the input is not one that can be used, or bands differ in it."""
 
