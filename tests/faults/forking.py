@@ -16,12 +16,12 @@ import tempfile
 import threading
 import time
 
-from . import crowded, mounts, starved, victims
+from . import blocks, crowded, mounts, starved, victims
 from .victims import SHAPE, WINDOW, make_grid, make_pixels
 
 PATIENCE = 60  # seconds until a child that hangs prints its stacks and ends
 PROGRAMS = {function.__name__: function for function in (
-    *victims.PROGRAMS, *starved.PROGRAMS, *crowded.PROGRAMS)}
+    *victims.PROGRAMS, *starved.PROGRAMS, *crowded.PROGRAMS, *blocks.PROGRAMS)}
 
 _write = os.write  # the traps replace that of the module
 
@@ -50,12 +50,14 @@ def list_points():
 
     from cocoseg.coco.journal import Journal
     from cocoseg.coco.manifest import Manifest
+    from cocoseg.engine.block_store import BlockStore
     points = {name: (os, name) for name in (
         'open', 'write', 'writev', 'pwrite', 'pwritev', 'copy_file_range', 'fsync', 'replace',
         'unlink')}
     points.update({'Journal.append': (Journal, 'append'), 'Manifest.commit': (Manifest, 'commit'),
                    'Manifest.dump': (Manifest, 'dump'),
-                   'CocoDataset.dump': (CocoDataset, 'dump')})
+                   'CocoDataset.dump': (CocoDataset, 'dump'),
+                   'BlockStore.note': (BlockStore, 'note')})
     return points
 
 
@@ -133,7 +135,8 @@ def warm_up():
     import cocoseg
     from cocoseg.protocols import MemorySink
     for module in pkgutil.walk_packages(cocoseg.__path__, 'cocoseg.'):
-        if module.name.startswith(('cocoseg.coco.', 'cocoseg.io.', 'cocoseg.stitch.')):
+        if module.name.startswith(('cocoseg.coco.', 'cocoseg.io.', 'cocoseg.stitch.',
+                                   'cocoseg.labels.', 'cocoseg.postprocess.')):
             importlib.import_module(module.name)
     pixels = make_pixels(0, (WINDOW, WINDOW))
     for windows in (None, make_grid()):

@@ -1,0 +1,1 @@
+"""Masks, components and instances of rasters and volumes, block by block."""
