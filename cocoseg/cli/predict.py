@@ -59,6 +59,8 @@ class PredictConfig(kwconf.Config):
     dump_interval = kwconf.Value(60.0, type=float, help=(
         'seconds between two times that the manifest is saved; inf is only at the end, but '
         'for an old manifest, which is saved over before the first file'))
+    mask = kwconf.Value(None, type=str, help=(
+        'skip windows without valid pixels: nodata, or a channel that is 0 where masked'))
     resume = kwconf.Flag(False, help='take over the finished images of a run cut short')
 
     @run_command
@@ -76,7 +78,7 @@ class PredictConfig(kwconf.Config):
             expected_minmax=config.expected_minmax and tuple(config.expected_minmax),
             prob_format=config.prob_format, prob_compress=config.prob_compress,
             layers=_split(config.layers), resume=config.resume, progress=show_progress,
-            dump_interval=config.dump_interval,
+            dump_interval=config.dump_interval, mask=config.mask,
             memory_budget=None if budget is None else int(budget * 2 ** 30))
         print(f'manifest  {os.path.abspath(result.fpath)}')
         print(f'images    {result.n_images}')

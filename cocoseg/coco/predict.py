@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
                     out_channels=None, space='video', batch_size=1, fit='balanced',
                     image_ids=None, short_code='pred', progress=None, prefetch=2,
-                    dump_interval=60.0, settings=None, **manager_options):
+                    dump_interval=60.0, settings=None, mask=None, **manager_options):
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 
@@ -66,6 +66,11 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
             anyway, and the predictor if it has an identity: an attribute
             ``config_hash`` or ``fingerprint`` (str). A function has none; give
             ``{'predictor': 'v3'}``, which goes first.
+        mask (str | None): do not give the predictor windows without any valid
+            pixel; nothing comes out there. 'nodata': valid is where any input
+            band has data. Else a channel that is 0 where masked, such as
+            :func:`cocoseg.mask_dataset` makes: its masked pixels count as
+            pixels without data, in all windows.
         **manager_options: for :class:`CocoStitchingManager`, such as
             ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
             ``layers``. ``kind`` and ``label_options`` go before those of the
@@ -112,10 +117,10 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     if unknown or not image_ids:
         raise OptionError(f'image_ids: the dataset has no images {unknown[:5]}' if unknown else
                           'there are no images to predict on')
-    read = _WindowReader(result, channels, space, image_ids[0])
+    read = _WindowReader(result, channels, space, image_ids[0], _check_mask(mask))
     window = as_pair(window, 'window')
     kind = _find_kind(predictor, manager_options)
-    run = _BatchRunner(predictor, batch_size, kind == 'labels')
+    run = _BatchRunner(predictor, batch_size, kind == 'labels', skips=mask is not None)
     overlap = _overlap_pixels(overlap, window)
     grids = {image_id: WindowGrid(read.get_shape(image_id), window, overlap, fit)
              for image_id in image_ids}
@@ -124,11 +129,13 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         manager_options = _add_label_options(predictor, manager_options)
         run.keeps_images = manager_options['label_options'].needs_values
     settings = _complete_settings(settings, predictor, window=list(window),
-                                  overlap=list(overlap), fit=fit, channels=read.channels)
+                                  overlap=list(overlap), fit=fit, channels=read.channels,
+                                  **({} if mask is None else {'mask': mask}))
     if out_channels is None:
         out_channels = _infer_channels(run, read, image_ids[0], grids, short_code)
     with CocoStitchingManager(result, short_code, out_channels, space, settings=settings,
                               dump_interval=dump_interval, **manager_options) as manager:
+        run.n_channels = manager.num_bands
         todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
         inputs = Prefetcher(_iter_inputs(read, todo, grids, batch_size), prefetch)
         with Prefetcher(_iter_predictions(run, inputs), prefetch) as steps:
@@ -138,6 +145,9 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
             else:
                 _stitch(manager, grids, steps)
         manager.dump()
+    if mask is not None:
+        logger.info('mask=%r: %d of %d windows have no valid pixel and were not predicted', mask,
+                    run.n_skipped, run.n_windows)
     return result
 
 
@@ -245,9 +255,33 @@ def _infer_channels(run, read, image_id, grids, short_code):
         return channels
     if run.is_labels:
         return 'segments'
-    place = next(iter(grids[image_id]))
-    probe = run([read(image_id, place)], [place])[0]
+    place, image = _find_probe(read, image_id, grids[image_id], run.skips)
+    probe = run.predict([image], [place])[0]
     return f'{short_code}.0:{probe.shape[2]}'
+
+
+def _find_probe(read, image_id, windows, wants_data):
+    """Return the first window and its pixels; if wanted, the first one with data."""
+    first = None
+    for window in windows:
+        image = read(image_id, window)
+        if not wants_data or not np.isnan(image).all():
+            return window, image
+        first = first or (window, image)
+    return first
+
+
+def _check_mask(mask):
+    """
+    Return the channel that masks the inputs, if there is one.
+
+    Example:
+        >>> _check_mask('valid'), _check_mask('nodata'), _check_mask(None)
+        ('valid', None, None)
+    """
+    if mask is not None and (not isinstance(mask, str) or len(list_channels(mask)) != 1):
+        raise OptionError(f"mask={mask!r} must be 'nodata', or one channel that is 0 where masked")
+    return None if mask == 'nodata' else mask
 
 
 def _iter_inputs(read, image_ids, grids, batch_size):
@@ -286,13 +320,15 @@ def _stitch(manager, grids, steps):
 class _WindowReader:
     """Read the input of one window, aligned in stitching space."""
 
-    def __init__(self, dset, channels, space, first_id):
-        self._dset, self._space = dset, space
+    def __init__(self, dset, channels, space, first_id, mask=None):
+        self._dset, self._space, self._mask = dset, space, mask
         if channels is None:
-            channels = '|'.join(dset.coco_image(first_id).channels.fuse().as_list())
+            names = dset.coco_image(first_id).channels.fuse().as_list()
+            channels = '|'.join(name for name in names if name != mask)
         self.channels = channels
-        self._names = set(list_channels(channels))
-        self._open = (None, None)
+        self._names = set(list_channels(channels)) | ({mask} - {None})
+        self._n_bands = len(list_channels(channels))
+        self._open = (None, None, None)
 
     def get_shape(self, image_id):
         """Return (H, W) of an image in stitching space."""
@@ -310,19 +346,34 @@ class _WindowReader:
                     f'{sorted(present)}; choose other channels, or leave it out of image_ids')
             space = self._space if coco_img.img.get('video_id') is not None else 'image'
             delayed = coco_img.imdelay(self.channels, space=space, nodata_method='float')
-            self._open = (image_id, delayed)
-        return self._open[1]
+            # As it is stored: its nodata may be 0, which is what masks.
+            mask = None if self._mask is None else coco_img.imdelay(
+                self._mask, space=space, interpolation='nearest', nodata_method=None)
+            self._open = (image_id, delayed, mask)
+        return self._open[1:]
 
     def __call__(self, image_id, window):
-        """Return float32 (h, w, B), NaN outside the image and where no data is."""
-        delayed = self._get_delayed(image_id)
+        """Return float32 (h, w, B), NaN outside the image, where masked and where no data is."""
+        delayed, mask = self._get_delayed(image_id)
         inside = window.clip(self.get_shape(image_id))
+        valid = None if mask is None else self._read_mask(mask, inside)
+        if valid is not None and not valid.any():
+            return np.full((*window.shape, self._n_bands), np.nan, np.float32)
         data = np.asarray(delayed.crop(inside.slices).finalize(), np.float32)
+        if valid is not None and not valid.all():
+            data = np.where(valid, data, np.float32(np.nan))
         if inside == window:
             return data
         out = np.full((*window.shape, data.shape[2]), np.nan, np.float32)
         out[inside.within(window).slices] = data
         return out
+
+    @staticmethod
+    def _read_mask(mask, window):
+        """Return bool (h, w, 1), True where the channel of the mask is neither 0 nor NaN."""
+        found = np.asarray(mask.crop(window.slices).finalize(
+            interpolation='nearest', antialias=False)).reshape(*window.shape, 1)
+        return (found != 0) & ~np.isnan(found)
 
 
 class _BatchRunner:
@@ -331,7 +382,7 @@ class _BatchRunner:
     # True where stitching needs what was predicted on.
     keeps_images = False
 
-    def __init__(self, predictor, batch_size, is_labels=False):
+    def __init__(self, predictor, batch_size, is_labels=False, skips=False):
         if not callable(predictor):
             raise OptionError(f'predictor={predictor!r} cannot be called')
         if batch_size < 1:
@@ -340,9 +391,34 @@ class _BatchRunner:
             raise OptionError(f'batch_size={batch_size} needs a predictor with predict_batch; '
                               f'{predictor!r} has none, use batch_size=1')
         self.predictor, self._batched = predictor, batch_size > 1
-        self.is_labels = is_labels
+        self.is_labels, self.skips = is_labels, skips
+        # K of what is not predicted, known once the output is.
+        self.n_channels = None
+        self.n_windows = self.n_skipped = 0
 
     def __call__(self, images, windows):
+        """Return one (h, w, K) prediction per window, and do not predict those without data."""
+        self.n_windows += len(images)
+        todo = [number for number, image in enumerate(images)
+                if not self.skips or not np.isnan(image).all()]
+        self.n_skipped += len(images) - len(todo)
+        if len(todo) == len(images):
+            return self.predict(images, windows)
+        found = [self._make_empty(window) for window in windows]
+        if todo:
+            predictions = self.predict([images[number] for number in todo],
+                                       [windows[number] for number in todo])
+            for number, prediction in zip(todo, predictions):
+                found[number] = prediction
+        return found
+
+    def _make_empty(self, window):
+        """Return the prediction where no data is."""
+        if self.is_labels:
+            return np.zeros((*window.shape, 1), np.int32)
+        return np.full((*window.shape, self.n_channels), np.nan, np.float32)
+
+    def predict(self, images, windows):
         """Return one (h, w, K) prediction per window."""
         for image in images:
             image.flags.writeable = False
