@@ -24,27 +24,36 @@ def main(argv=None):
 
     from cocoseg import __version__
     from cocoseg.cli.demo import DemoConfig
+    from cocoseg.cli.mask import MaskConfig
     from cocoseg.cli.predict import PredictConfig
     from cocoseg.cli.segment import SegmentConfig
     from cocoseg.cli.stats import StatsConfig
     from cocoseg.cli.subset import SubsetConfig
     from cocoseg.cli.verify import VerifyConfig, flags_last
+    from cocoseg.cli.watershed import WatershedConfig, protect_vectors
 
     class CocosegModal(kwconf.ModalCLI):
         """Stitch window-by-window predictions into Cloud-Optimized GeoTIFFs."""
 
         __prog__ = 'cocoseg'
         demo = DemoConfig
+        mask = MaskConfig
         predict = PredictConfig
         segment = SegmentConfig
         stats = StatsConfig
         subset = SubsetConfig
         verify = VerifyConfig
+        watershed = WatershedConfig
 
     CocosegModal.__version__ = __version__
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [VerifyConfig.__command__]:
         argv[1:] = flags_last(argv[1:])
+    if argv[:1] == [WatershedConfig.__command__]:
+        # The parser of all subcommands knows no --config.
+        return WatershedConfig.main(argv=protect_vectors(argv[1:]))
+    if argv[:1] == [MaskConfig.__command__]:
+        return MaskConfig.main(argv=argv[1:])
     try:
         code = CocosegModal().run(argv=argv)
     except kwconf.modal.NoCommandError:

@@ -39,22 +39,47 @@ def _iter_regions(job):
 
 
 def _iter_segments(job):
-    """Yield the outline of each segment, by id; one of several parts is one annotation."""
+    """Yield the outline of each segment, by id."""
+    # No image has 2^31 segments to be made polygons of.
+    outlines = list(outline_labels(job.pixels.read_labels().astype(np.int32),
+                                   job.warp_img_from_asset))
+    for category, _ in job.options.polygon_bands:
+        for label, outline in outlines:
+            yield {'category': category, 'segment_id': label, **outline}
+
+
+def outline_labels(labels, warp_img_from_asset):
+    """
+    Yield the outline of each label, by id; one of several parts is one.
+
+    Args:
+        labels (ndarray | str): int32 (H, W), 0 is background, or a file.
+        warp_img_from_asset (kwimage.Affine): asset to image.
+
+    Yields:
+        tuple[int, dict]: id, and ``bbox`` and ``segmentation`` of an
+        annotation, in image space.
+
+    Example:
+        >>> import kwimage
+        >>> labels = np.array([[4, 4, 0], [0, 0, 2]], np.int32)
+        >>> for label, outline in outline_labels(labels, kwimage.Affine.scale(2)):
+        ...     print(label, outline['bbox'])
+        2 [4.0, 2.0, 2.0, 2.0]
+        4 [0.0, 0.0, 4.0, 2.0]
+    """
     import kwimage
     import shapely
 
     from cocoseg.io.polygonize import polygonize_labels
     parts = {}
-    # No image has 2^31 segments to be made polygons of.
-    for label, polygon in polygonize_labels(job.pixels.read_labels().astype(np.int32)):
-        parts.setdefault(label, []).append(polygon)
-    for category, _ in job.options.polygon_bands:
-        for label in sorted(parts):
-            polygons = parts[label]
-            shape = (kwimage.Polygon.from_shapely(polygons[0]) if len(polygons) == 1 else
-                     kwimage.MultiPolygon.from_shapely(shapely.MultiPolygon(polygons)))
-            yield {'category': category, 'segment_id': int(label),
-                   **_describe(shape.warp(job.warp_img_from_asset))}
+    for label, polygon in polygonize_labels(labels):
+        parts.setdefault(int(label), []).append(polygon)
+    for label in sorted(parts):
+        polygons = parts[label]
+        shape = (kwimage.Polygon.from_shapely(polygons[0]) if len(polygons) == 1 else
+                 kwimage.MultiPolygon.from_shapely(shapely.MultiPolygon(polygons)))
+        yield label, _describe(shape.warp(warp_img_from_asset))
 
 
 def _describe(shape):

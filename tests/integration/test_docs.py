@@ -140,14 +140,16 @@ def list_commands(text):
 def get_options():
     """Return the option names of each subcommand."""
     from cocoseg.cli.demo import DemoConfig
+    from cocoseg.cli.mask import MaskConfig
     from cocoseg.cli.predict import PredictConfig
     from cocoseg.cli.segment import SegmentConfig
     from cocoseg.cli.stats import StatsConfig
     from cocoseg.cli.subset import SubsetConfig
     from cocoseg.cli.verify import VerifyConfig
+    from cocoseg.cli.watershed import WatershedConfig
     return {config.__command__: set(config.__default__)
-            for config in (DemoConfig, PredictConfig, SegmentConfig, StatsConfig, SubsetConfig,
-                           VerifyConfig)}
+            for config in (DemoConfig, MaskConfig, PredictConfig, SegmentConfig, StatsConfig,
+                           SubsetConfig, VerifyConfig, WatershedConfig)}
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -163,8 +165,8 @@ def test_commands_exist(name):
 def test_commands_are_found():
     """The test above sees the commands of the page that lists them."""
     commands = {words[1] for words in list_commands(read_page('docs/reference/cli.rst'))}
-    assert commands == {'demo', 'predict', 'segment', 'stats', 'subset', 'verify', '--help',
-                        '--version'}
+    assert commands == {'demo', 'mask', 'predict', 'segment', 'stats', 'subset', 'verify',
+                        'watershed', '--help', '--version'}
 
 
 # ---- names -----------------------------------------------------------------
