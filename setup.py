@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-EXTRAS = ('gdal', 'tables', 'dask', 'zarr', 'torch', 'tests', 'docs')
+EXTRAS = ('gdal', 'tables', 'zarr', 'instances', 'dask', 'torch', 'tests', 'docs')
 
 
 def read_version():

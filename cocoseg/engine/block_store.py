@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 import zlib
 
 import numpy as np
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _JOURNAL = 'blocks.jsonl'
 _VERSION = 1
+# numpy parses the header of a file as Python. In Python 3.11 that may fail in two threads at
+# a time, with a SystemError (AST constructor recursion depth mismatch).
+_parsing = threading.Lock()
 
 
 class BlockFiles:
@@ -88,11 +92,12 @@ class BlockFiles:
     def load(self, index, name):
         """Return one array of a block, mapped from its file, not to be written to."""
         path = self.get_path(index, name)
-        try:
-            return np.load(path, mmap_mode='r', allow_pickle=False)
-        except ValueError:
-            # Nothing can be mapped of an array without entries.
-            return np.load(path, allow_pickle=False)
+        with _parsing:
+            try:
+                return np.load(path, mmap_mode='r', allow_pickle=False)
+            except ValueError:
+                # Nothing can be mapped of an array without entries.
+                return np.load(path, allow_pickle=False)
 
     def compute_checksums(self, index, names):
         """Return what :meth:`save` returned, from the files; None if they are no more."""
@@ -115,7 +120,8 @@ class BlockStore:
 
     Args:
         folder (str | PathLike): made if needed; its parent must exist.
-        key (dict): what the results depend on; plain values for JSON.
+        key (dict | None): what the results depend on; plain values for JSON.
+            None: nobody will resume from it.
         resume (bool): keep what an earlier run with the same key has done.
             False begins anew.
 
@@ -170,7 +176,7 @@ class BlockStore:
 
     def _begin(self, resume):
         lines = self._read_lines() if resume else []
-        if not lines:
+        if not lines or lines[0].get('key') is None:
             self._clear()
             self._write({'version': _VERSION, 'key': self._key})
             return

@@ -127,6 +127,16 @@ class BlockOutcome:
 
 
 @dataclass(frozen=True)
+class _Describe:
+    """Name a block in messages."""
+
+    name: str
+
+    def __call__(self, block):
+        return f'block {block.index} at {block.core} of {self.name}'
+
+
+@dataclass(frozen=True)
 class _BlockCall:
     """What a worker does with one block. Can be pickled if its parts can."""
 
@@ -211,9 +221,7 @@ def run_blocks(work, blocks, run, *, name='blocks', check=None, store=None, timi
         >>> sorted(outcome.result for outcome in found)
         [3, 4, 12, 16]
     """
-    def describe(block):
-        return f'block {block.index} at {block.core} of {name}'
-
+    describe = _Describe(name)
     call = _BlockCall(work, check, run.max_retries, run.init,
                       None if store is None else store.files, describe)
     steps = _run_all(call, blocks, run, store, timings, describe)

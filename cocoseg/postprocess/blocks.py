@@ -120,13 +120,15 @@ def map_blocks(func, source, sink=None, *, block_shape=1024, halo=0, roi=None, c
     grid = BlockGrid(sources[0].shape, block_shape, halo)
     work = _MapWork(func, sources, _takes_block(func))
     check_sink(sink, overwrite)
-    key = {'kind': 'map', 'func': _name_function(func), 'sources': [*map(identify, sources)],
-           'block': grid.block, 'halo': grid.halo}
+
+    def make_key():
+        return {'kind': 'map', 'func': _name_function(func), 'sources': [*map(identify, sources)],
+                'block': grid.block, 'halo': grid.halo}
     timings, n_resumed, n_retries = Timings(), 0, 0
     with timings.interval('walltime'), contextlib.ExitStack() as stack:
         run.finish_upstream()
         is_kept = run.resume or run.keep_tmpdir or run.workdir is not None
-        store = stack.enter_context(open_store(sink, run, key)) if is_kept else None
+        store = stack.enter_context(open_store(sink, run, make_key)) if is_kept else None
         output = stack.enter_context(_Output(sink, grid, sources[0], overwrite, sink_options))
         for outcome in run_blocks(work, grid, run, name=sources[0].name, check=check and
                                   _Check(check), store=store, timings=timings):

@@ -82,9 +82,12 @@ def connected_components(source, dst=None, *, block_shape=1024, connectivity=Non
         raise OptionError(f'min_size={min_size!r} must be a whole number of at least 0')
     plan = LabelPlan(grid, label, ContactLinker(label.reach), _KeepLarge(int(min_size)),
                      name=source.name)
-    key = {'kind': 'components', 'source': identify(source), 'block': grid.block, 'band': band,
-           'threshold': threshold, 'by_value': by_value, 'reach': label.reach}
-    return label_all(plan, dst, source, run, key, overwrite=overwrite, sink_options=sink_options)
+
+    def make_key():
+        return {'kind': 'components', 'source': identify(source), 'block': grid.block,
+                'band': band, 'threshold': threshold, 'by_value': by_value, 'reach': label.reach}
+    return label_all(plan, dst, source, run, make_key, overwrite=overwrite,
+                     sink_options=sink_options)
 
 
 @dataclass(frozen=True)

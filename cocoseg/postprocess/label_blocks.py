@@ -21,9 +21,10 @@ from cocoseg.labels.unionfind import DisjointSets
 from cocoseg.postprocess.links import LabeledBlock
 
 # Per label of a block, counted in its core: px; the flat index of the first of
-# them in the image, -1 without any; the sum of values; and the value that
-# pixels of one component share.
-FACTS = np.dtype([('size', 'i8'), ('first', 'i8'), ('sum', 'f8'), ('value', 'i8')])
+# them in the image, -1 without any; the sum of values, and of how many px; and
+# the value that pixels of one component share.
+FACTS = np.dtype([('size', 'i8'), ('first', 'i8'), ('sum', 'f8'), ('n_values', 'i8'),
+                  ('value', 'i8')])
 
 
 @dataclass(frozen=True)
@@ -215,17 +216,20 @@ def measure_labels(labels, n, core, shape, values=None):
     """
     from cocoseg.postprocess.label_kernels import _kernel_measure
     facts = np.zeros(n + 1, FACTS)
-    sizes, firsts, sums = np.zeros(n + 1, np.int64), np.full(n + 1, -1), np.zeros(n + 1)
+    sizes, n_values = np.zeros((2, n + 1), np.int64)
+    firsts, sums = np.full(n + 1, -1), np.zeros(n + 1)
     missing = 3 - len(shape)
     origin = np.array((0,) * missing + tuple(part.start for part in core.slices), np.int64)
     extent = np.array((1,) * missing + tuple(shape), np.int64)
     has_values = values is not None
     values = np.zeros((1, 1, 1), np.float32) if values is None else _as_volume(values)
-    _kernel_measure(_as_volume(labels), values, has_values, origin, extent, sizes, firsts, sums)
+    _kernel_measure(_as_volume(labels), values, has_values, origin, extent, sizes, firsts, sums,
+                    n_values)
     facts['size'], facts['first'], facts['sum'] = sizes, firsts, sums
+    facts['n_values'] = n_values
     facts['value'] = 1
     # Background is no object.
-    facts[0] = (0, -1, 0, 0)
+    facts[0] = (0, -1, 0, 0, 0)
     return facts
 
 
@@ -285,9 +289,11 @@ def _join(plan, facts, pairs, seams):
     sets = DisjointSets(len(facts))
     sets.join(pairs[:, 0], pairs[:, 1])
     roots = sets.roots
-    sizes = np.bincount(roots, facts['size'], minlength=len(facts)).astype(np.int64)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        means = np.bincount(roots, facts['sum'], minlength=len(facts)) / sizes
+    sizes, n_values, sums = (np.bincount(roots, facts[name], minlength=len(facts))
+                             for name in ('size', 'n_values', 'sum'))
+    sizes = sizes.astype(np.int64)
+    with np.errstate(invalid='ignore'):
+        means = sums / n_values
     firsts = facts['first']
     if plan.keep is not None:
         is_kept = np.zeros(len(facts), bool)

@@ -11,7 +11,7 @@ _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
 
 
 @njit(**_COMMON)
-def _kernel_measure(labels, values, has_values, origin, shape, sizes, firsts, sums):
+def _kernel_measure(labels, values, has_values, origin, shape, sizes, firsts, sums, n_values):
     """
     Measure each label of a core.
 
@@ -19,7 +19,7 @@ def _kernel_measure(labels, values, has_values, origin, shape, sizes, firsts, su
     has_values; origin and shape (3,) place the core in the volume. Counts
     voxels in sizes int64, notes the flat index of the first voxel in the
     volume in firsts int64 (-1 before), adds values other than NaN to sums
-    float64.
+    float64, and counts them in n_values int64.
     """
     depth, height, width = labels.shape
     for z in range(depth):
@@ -32,6 +32,7 @@ def _kernel_measure(labels, values, has_values, origin, shape, sizes, firsts, su
                 sizes[label] += 1
                 if has_values and not np.isnan(values[z, y, x]):
                     sums[label] += values[z, y, x]
+                    n_values[label] += 1
 
 
 @njit(**_COMMON)

@@ -72,7 +72,7 @@ class LabelResult:
         return format_timings(self.timings.summary(), 'Seconds per stage, over all workers')
 
 
-def label_all(plan, dst, source, run, key, *, overwrite=False, sink_options=None):
+def label_all(plan, dst, source, run, make_key, *, overwrite=False, sink_options=None):
     """
     Label, join and write; nothing is visible before all is done.
 
@@ -81,7 +81,7 @@ def label_all(plan, dst, source, run, key, *, overwrite=False, sink_options=None
         dst (object): as for :func:`cocoseg.io.arrays.open_sink`.
         source (BlockSource): whose georeference the output gets.
         run (BlockRun): how blocks are run.
-        key (dict): what the labels of blocks depend on.
+        make_key (Callable[[], dict]): see :func:`open_store`.
         overwrite (bool): replace an output that exists.
         sink_options (dict | None): of the output.
 
@@ -99,7 +99,7 @@ def label_all(plan, dst, source, run, key, *, overwrite=False, sink_options=None
                          chunks=grid.block, **options)
         try:
             run.finish_upstream()
-            with open_store(dst, run, key) as store:
+            with open_store(dst, run, make_key) as store:
                 n_resumed = len(store.done)
                 table = find_labels(plan, store, run, timings)
                 write_labels(plan, store, sink, run, timings)

@@ -16,6 +16,7 @@ import numpy as np
 from cocoseg.engine.blockmap import BlockRun
 from cocoseg.errors import BandCountError, OptionError
 from cocoseg.grid.blocks import BlockGrid
+from cocoseg.grid.box import Box
 from cocoseg.postprocess.blocks import open_sources
 from cocoseg.postprocess.label_blocks import Labeled, LabelPlan
 from cocoseg.postprocess.links import OverlapLinker
@@ -94,10 +95,12 @@ def blockwise_watershed(source, parameters, dst=None, *, foreground=None, ndim=N
     grid = BlockGrid(sources[0].shape, block_shape, _check_context(parameters, block_shape))
     plan = LabelPlan(grid, WatershedLabeler(sources, parameters, grid.shape), OverlapLinker(),
                      _KeepInstances.make(parameters), name=sources[0].name)
-    # What is filtered in the end does not change the labels of blocks.
-    key = {'kind': 'watershed', 'sources': [*map(identify, sources)], 'block': grid.block,
-           'parameters': parameters.patch(min_size=0, filter_fragments=False).as_dict()}
-    return label_all(plan, dst, sources[0], run, key, overwrite=overwrite,
+
+    def make_key():
+        # What is filtered in the end does not change the labels of blocks.
+        return {'kind': 'watershed', 'sources': [*map(identify, sources)], 'block': grid.block,
+                'parameters': parameters.patch(min_size=0, filter_fragments=False).as_dict()}
+    return label_all(plan, dst, sources[0], run, make_key, overwrite=overwrite,
                      sink_options=sink_options)
 
 
@@ -191,7 +194,8 @@ class WatershedLabeler:
             pixels = [_smooth_channels(one, sigma)[block.read.within(around).slices]
                       for one in pixels]
             return label_instances(pixels[0], self.parameters,
-                                   pixels[1][..., 0] if len(pixels) > 1 else None)
+                                   pixels[1][..., 0] if len(pixels) > 1 else None,
+                                   place=(block.read, self.shape))
 
 
 def _read_valid(source, window):
@@ -208,7 +212,7 @@ def _read_valid(source, window):
     return out
 
 
-def label_instances(predictions, parameters, foreground=None):
+def label_instances(predictions, parameters, foreground=None, place=None):
     """
     Find the instances in one array, without filtering them.
 
@@ -217,6 +221,8 @@ def label_instances(predictions, parameters, foreground=None):
             watershed smoothed before.
         parameters (WatershedParameters): how.
         foreground (ndarray | None): float (h, w) or (d, h, w).
+        place (tuple | None): window or box of the array, and the shape of the
+            image; None: it is the image.
 
     Returns:
         Labeled: with what the score of an instance is the mean of.
@@ -234,33 +240,46 @@ def label_instances(predictions, parameters, foreground=None):
         values = 1 - surface if parameters.method == 'boundary' else surface
         return Labeled(labels, int(labels.max(initial=0)), values)
     affinities = np.ascontiguousarray(np.moveaxis(predictions, -1, 0), np.float32)
-    means = compute_means(affinities)
     # Edges of other pixels may end where no data is.
-    mask = ~np.isnan(means)
+    mask = ~np.isnan(affinities).all(axis=0)
+    means = compute_means(affinities, parameters.offsets, place)
     if parameters.threshold is not None:
         mask &= (means if foreground is None else foreground) >= parameters.threshold
     labels = mutex_watershed(affinities, parameters.offsets, parameters.bias, mask=mask)
     return Labeled(labels, int(labels.max(initial=0)), means)
 
 
-def compute_means(affinities):
+def compute_means(affinities, offsets, place=None):
     """
-    Return the mean over the channels that are not NaN; NaN where all are.
+    Return the mean affinity of each pixel, over the edges that exist.
 
     Args:
-        affinities (ndarray): float32 (C, ...).
+        affinities (ndarray): float32 (C, h, w) or (C, d, h, w).
+        offsets (Sequence[tuple[int, ...]]): C; edges that leave the image do
+            not exist.
+        place (tuple | None): as for :func:`label_instances`.
 
     Returns:
-        ndarray: float32 (...).
+        ndarray: float32 (h, w) or (d, h, w); NaN without an edge.
 
     Example:
-        >>> compute_means(np.array([[1, np.nan], [0, np.nan]], np.float32)).tolist()
-        [0.5, nan]
+        >>> from cocoseg.postprocess.watershed import compute_means
+        >>> affinities = np.array([[[1, np.nan, 1]], [[0, np.nan, 1]]], np.float32)
+        >>> compute_means(affinities, [(0, 1), (0, -1)]).tolist()
+        [[1.0, nan, 1.0]]
     """
-    is_valid = ~np.isnan(affinities)
+    shape = affinities.shape[1:]
+    box, image = (Box.from_shape(shape), shape) if place is None else place
+    exists = ~np.isnan(affinities)
+    for channel, offset in enumerate(offsets):
+        for axis, step in enumerate(offset):
+            part = box.slices[axis]
+            inside = np.arange(part.start, part.stop) + step
+            leaves = (inside < 0) | (inside >= image[axis])
+            exists[channel][(slice(None),) * axis + (leaves,)] = False
     with np.errstate(invalid='ignore'):
-        return (np.where(is_valid, affinities, 0).sum(axis=0, dtype=np.float32)
-                / is_valid.sum(axis=0, dtype=np.float32))
+        return (np.where(exists, affinities, 0).sum(axis=0, dtype=np.float32)
+                / exists.sum(axis=0, dtype=np.float32))
 
 
 def _smooth_channels(pixels, sigma):

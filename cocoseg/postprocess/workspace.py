@@ -17,7 +17,7 @@ from cocoseg.io.cropped import CroppedSource
 
 
 @contextlib.contextmanager
-def open_store(dst, run, key):
+def open_store(dst, run, make_key):
     """
     Open the folder of a run; remove it when all went well.
 
@@ -28,7 +28,8 @@ def open_store(dst, run, key):
     Args:
         dst (object): output; a path or anything else.
         run (BlockRun): says whether to resume, and what to keep.
-        key (dict): what the results of blocks depend on.
+        make_key (Callable[[], dict]): returns what the results of blocks depend
+            on. Called if they may be used again, as it may read all of a source.
 
     Yields:
         BlockStore: which is closed afterwards. After an error it stays if the
@@ -49,7 +50,8 @@ def open_store(dst, run, key):
         sweep_temporaries(parent)
     if folder is None:
         folder = tempfile.mkdtemp(prefix='cocoseg-blocks-')
-    store = BlockStore(folder, key, run.resume)
+    is_kept = run.resume or run.keep_tmpdir or run.workdir is not None
+    store = BlockStore(folder, make_key() if is_kept else None, run.resume)
     try:
         with store:
             yield store

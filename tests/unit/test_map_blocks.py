@@ -31,8 +31,9 @@ def test_a_filter_with_halo_is_that_of_the_whole():
 
 def test_volumes():
     volume = np.random.default_rng(0).random((9, 11, 13))
-    result = map_blocks(lambda data: ndimage.uniform_filter(data[..., 0], 3, mode='nearest'), volume,
-                        block_shape=(4, 5, 6), halo=1)
+    def blur_volume(data):
+        return ndimage.uniform_filter(data[..., 0], 3, mode='nearest')
+    result = map_blocks(blur_volume, volume, block_shape=(4, 5, 6), halo=1)
     np.testing.assert_allclose(result.output, ndimage.uniform_filter(volume, 3, mode='nearest'))
     assert result.output.shape == volume.shape and result.n_blocks == 27
 
@@ -103,8 +104,8 @@ def test_regions_of_zarr_arrays_in_world_units(tmp_path):
     array = ZarrArray.create(tmp_path / 'a.zarr/raw', 'zyx', Roi((80, 0, 0), (320, 40, 40)), None,
                              (40, 4, 4), 'uint8')
     array.data[:] = np.arange(800).reshape(8, 10, 10) % 251
-    map_blocks(lambda data: data + 1, array, tmp_path / 'b.zarr', roi=Roi((160, 8, 0), (80, 20, 40)),
-               block_shape=(2, 3, 4))
+    map_blocks(lambda data: data + 1, array, tmp_path / 'b.zarr', block_shape=(2, 3, 4),
+               roi=Roi((160, 8, 0), (80, 20, 40)))
     found = ZarrArray.open(tmp_path / 'b.zarr')
     assert found.roi == Roi((160, 8, 0), (80, 20, 40)) and found.voxel_size == (40, 4, 4)
     assert np.array_equal(found.data[:], array.data[2:4, 2:7] + 1)

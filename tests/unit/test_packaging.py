@@ -12,7 +12,7 @@ import setuptools
 from packaging.requirements import Requirement
 
 SCRIPTS = ['dev/setup.sh', 'dev/demo.sh', 'dev/test.sh', '.ci/run']
-EXTRAS = ['gdal', 'tables', 'dask', 'zarr', 'torch', 'tests', 'docs']
+EXTRAS = ['gdal', 'tables', 'zarr', 'instances', 'dask', 'torch', 'tests', 'docs']
 BASH = shutil.which('bash')
 
 

@@ -9,6 +9,7 @@ from cocoseg import (Roi, WatershedParameters, Window, blockwise_watershed, enum
 from cocoseg.errors import BandCountError, CoverageError, OptionError, TaskError
 from cocoseg.io.raster import read_raster
 from cocoseg.postprocess.smoothing import smooth
+from cocoseg.postprocess.watershed import compute_means
 
 from ..cells import OFFSETS_2D, OFFSETS_3D, make_affinities, make_cells, partition
 
@@ -88,7 +89,9 @@ def test_sigma_smooths_as_the_whole_image_would_be():
 
 
 def test_threshold_masks_by_the_mean_affinity_or_by_a_foreground():
-    means = AFFINITIES.mean(axis=2)
+    # Edges that leave the image count for nothing.
+    means = compute_means(np.moveaxis(AFFINITIES, -1, 0), OFFSETS_2D)
+    assert np.allclose(means[:-4, :-4], AFFINITIES.mean(axis=2)[:-4, :-4])
     masked = find(parameters=PARAMETERS.patch(threshold=0.8))
     assert masked.n_labels and not masked.output[means < 0.8].any()
     assert find().output[means < 0.8].any()
@@ -149,6 +152,16 @@ def test_background_stays_background():
         found = find(affinities, **options).output
         # Pixels before the hole reach 4 px into it.
         assert not found[24:70, 34:80].any() and found[:10].all()
+
+
+def test_edges_that_leave_the_image_do_not_lower_the_mean():
+    affinities = np.where(np.arange(30)[:, None, None] < 26, 0.9, [0.0, 0.9]).astype(np.float32)
+    affinities = np.broadcast_to(affinities, (30, 40, 2)).copy()
+    parameters = WatershedParameters([(4, 0), (0, 1)], context=4)
+    for block_shape in (100, 8):
+        result = blockwise_watershed(affinities, parameters, block_shape=block_shape)
+        # The last channel leaves it at the right, where nothing else is missing.
+        np.testing.assert_allclose(result.scores[1:], 0.9, rtol=1e-5)
 
 
 def test_a_raster_becomes_a_raster(tmp_path):
