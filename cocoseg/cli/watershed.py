@@ -252,7 +252,7 @@ def _find_in_manifest(config, parameters):
         config.src, config.dst, parameters, config.channels, foreground=config.foreground,
         out_channels=config.out_channels, space=config.space,
         polygons=config.polygons is not None, category=config.category,
-        on_collision='replace' if config.overwrite else 'error', report=summary.add,
+        on_collision='replace' if config.overwrite else 'raise', report=summary.add,
         **_list_run_options(config))
     summary.print()
     print(f'manifest  {os.path.abspath(dset.fpath)}')

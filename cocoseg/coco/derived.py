@@ -16,13 +16,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from cocoseg.coco.dataset import list_image_ids, open_result
 from cocoseg.coco.geometry import (concise_affine, georeference, stitchspace_dsize,
                                    warp_img_from_stitchspace)
 from cocoseg.coco.journal import Journal, compute_checksum
-from cocoseg.coco.manifest import check_dataset, get_manifest
+from cocoseg.coco.manifest import get_manifest
 from cocoseg.coco.names import compute_suffix
 from cocoseg.coco.resume import iter_finished
-from cocoseg.errors import AssetWriteError, ManifestError, OptionError
+from cocoseg.errors import AssetWriteError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -53,44 +54,8 @@ class ImagePlace:
     warp_img_from_asset: Any
 
 
-def open_result(src, dst):
-    """
-    Return a copy of a dataset that lives at ``dst``.
-
-    Args:
-        src (kwcoco.CocoDataset | PathLike): the input; not modified.
-        dst (PathLike): manifest to be written.
-
-    Raises:
-        ManifestError: if ``src`` is no manifest, or not one on JSON.
-        OptionError: if ``dst`` is the input.
-
-    Example:
-        >>> import kwcoco, ubelt as ub
-        >>> from cocoseg.coco.derived import open_result
-        >>> src = kwcoco.CocoDataset.demo('shapes1', image_size=(16, 16))
-        >>> dst = ub.Path.appdir('cocoseg/doctest/derived').ensuredir() / 'new.kwcoco.json'
-        >>> assert open_result(src, dst).fpath == str(dst)
-    """
-    import kwcoco
-    if isinstance(src, (str, os.PathLike)):
-        if not os.path.isfile(src):
-            raise ManifestError(f'src={os.fspath(src)!r} is no file; give a kwcoco manifest')
-        src = kwcoco.CocoDataset(os.fspath(src))
-    check_dataset(src)
-    dst = os.path.abspath(os.fspath(dst))
-    if os.path.realpath(dst) == os.path.realpath(os.fspath(src.fpath)):
-        raise OptionError(f'dst={dst} is the input manifest; write the result beside it, '
-                          'under another name')
-    result = src.copy()
-    if os.path.dirname(dst) != os.path.abspath(os.fspath(src.bundle_dpath)):
-        result.reroot(absolute=True)
-    result.fpath = dst
-    return result
-
-
 def derive_assets(src, dst, make, channel, *, settings, short_code, space='video',
-                  image_ids=None, on_collision='error', resume=False, progress=None,
+                  image_ids=None, on_collision='raise', resume=False, progress=None,
                   dump_interval=60.0):
     """
     Make one asset of one channel per image, and register it.
@@ -106,7 +71,7 @@ def derive_assets(src, dst, make, channel, *, settings, short_code, space='video
         short_code (str): folder of the assets, below '_assets'.
         space (str): 'video' or 'image', that the assets are aligned with.
         image_ids (Iterable[int] | None): images to do; None is all.
-        on_collision (str): 'error', or 'replace' an asset with this channel.
+        on_collision (str): 'raise', or 'replace' an asset with this channel.
         resume (bool): take over the finished images of a run cut short.
         progress (Callable | None): wraps an iterable, called with ``total``
             and ``desc``.
@@ -125,15 +90,11 @@ def derive_assets(src, dst, make, channel, *, settings, short_code, space='video
         ResumeError: if the run to be resumed had other settings.
         Exception: whatever ``make`` raises.
     """
-    if space not in ('video', 'image') or on_collision not in ('error', 'replace'):
+    if space not in ('video', 'image') or on_collision not in ('raise', 'replace'):
         raise OptionError(f"space={space!r} must be 'video' or 'image', on_collision="
-                          f"{on_collision!r} 'error' or 'replace'")
+                          f"{on_collision!r} 'raise' or 'replace'")
     result = open_result(src, dst)
-    image_ids = list(result.images() if image_ids is None else image_ids)
-    unknown = [image_id for image_id in image_ids if image_id not in result.index.imgs]
-    if unknown or not image_ids:
-        raise OptionError(f'image_ids: the dataset has no images {unknown[:5]}' if unknown else
-                          'there are no images')
+    image_ids = list_image_ids(result, image_ids)
     run = _Run(result, make, channel, short_code, space, on_collision == 'replace')
     settings = {name: str(value) for name, value in
                 {**settings, 'channel': channel, 'space': space}.items()}

@@ -20,7 +20,7 @@ _FREE = ('executor', 'max_retries', 'timeout', 'max_pending', 'progress')
 def watershed_dataset(src, dst, parameters, channels, *, foreground=None,
                       out_channels='instances', space='video', block_shape=None, polygons=False,
                       category='instance', short_code='instances', image_ids=None,
-                      on_collision='error', resume=False, progress=None, dump_interval=60.0,
+                      on_collision='raise', resume=False, progress=None, dump_interval=60.0,
                       report=None, **options):
     """
     Find instances in all images of a dataset, with a watershed of blocks.
@@ -45,7 +45,7 @@ def watershed_dataset(src, dst, parameters, channels, *, foreground=None,
         category (str): of these annotations.
         short_code (str): folder for the new assets.
         image_ids (Iterable[int] | None): images to do; None is all.
-        on_collision (str): 'error', or 'replace' assets with this channel.
+        on_collision (str): 'raise', or 'replace' assets with this channel.
         resume (bool): take over the finished images of a run cut short, and
             the finished blocks of the image that it was at.
         progress (Callable | None): wraps an iterable of images, called with

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cocoseg.coco.dataset import list_image_ids, load_dataset
 from cocoseg.coco.geometry import warp_img_from_stitchspace
 from cocoseg.coco.manifest import get_manifest, list_channels
 from cocoseg.coco.predict import predict_dataset
-from cocoseg.errors import ManifestError, OptionError
+from cocoseg.errors import OptionError
 from cocoseg.postprocess.mask_rules import (
     as_mask, call_logic, coerce_logic, coerce_nodata, count_nodata, find_nodata)
 from cocoseg.stitch.layers import LayerFormat
@@ -81,12 +82,12 @@ def mask_dataset(src, dst, channels=None, mask_channel='valid', *, logic='all', 
         >>> sorted(set(found.ravel().tolist())), dset.index.imgs[1]['valid_region'] != []
         ([0, 255], True)
     """
-    src = _load(src)
-    channels = channels if channels is not None else _find_channels(src, image_ids)
+    src = load_dataset(src)
+    image_ids = list_image_ids(src, image_ids)
+    if channels is None:
+        channels = '|'.join(src.coco_image(image_ids[0]).channels.fuse().as_list())
     if not isinstance(mask_channel, str) or len(list_channels(mask_channel)) != 1:
         raise OptionError(f'mask_channel={mask_channel!r} must be the name of one channel')
-    if image_ids is not None:
-        image_ids = list(image_ids)
     predictor = _ValidPredictor.make(logic, nodata, len(list_channels(channels)))
     result = predict_dataset(
         src, dst, predictor, window, 0, channels=channels, out_channels=_SHARE, space=space,
@@ -135,25 +136,6 @@ def add_valid_regions(dset, mask_channel, space='image', image_ids=None):
 def _as_multi(region):
     import shapely
     return shapely.MultiPolygon([] if region.is_empty else [region])
-
-
-def _load(src):
-    """Return a dataset; see :func:`cocoseg.predict_dataset` for what it refuses."""
-    import kwcoco
-    if not isinstance(src, (str, os.PathLike)):
-        return src
-    if not os.path.isfile(src):
-        raise ManifestError(f'src={os.fspath(src)!r} is no file; give a kwcoco manifest')
-    return kwcoco.CocoDataset(os.fspath(src))
-
-
-def _find_channels(src, image_ids):
-    """Return all channels of the first image."""
-    ids = list(src.images() if image_ids is None else image_ids)
-    if not ids or ids[0] not in src.index.imgs:
-        raise OptionError(f'image_ids: the dataset has no images {ids[:1]}' if ids else
-                          'there are no images to mask')
-    return '|'.join(src.coco_image(ids[0]).channels.fuse().as_list())
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 
 import numpy as np
 
+from cocoseg.coco.dataset import list_image_ids, open_result
 from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.label_options import LabelOptions
 from cocoseg.coco.manager import CocoStitchingManager
-from cocoseg.coco.manifest import check_dataset, list_channels
+from cocoseg.coco.manifest import list_channels
 from cocoseg.coco.sampling import fit_predictor
 from cocoseg.engine.prefetch import Prefetcher, check_depth, iter_batches
-from cocoseg.errors import ManifestError, OptionError, WindowShapeError
+from cocoseg.errors import OptionError, WindowShapeError
 from cocoseg.grid.window import as_pair
 from cocoseg.grid.windows import WindowGrid
 
@@ -105,18 +105,9 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         >>> dset.coco_image(1).imdelay('bright').finalize().shape
         (64, 64, 1)
     """
-    import kwcoco
     check_depth(prefetch, 'prefetch')
-    if isinstance(src, (str, os.PathLike)):
-        if not os.path.isfile(src):
-            raise ManifestError(f'src={os.fspath(src)!r} is no file; give a kwcoco manifest')
-        src = kwcoco.CocoDataset(os.fspath(src))
-    result = _make_result(src, dst)
-    image_ids = list(result.images() if image_ids is None else image_ids)
-    unknown = [image_id for image_id in image_ids if image_id not in result.index.imgs]
-    if unknown or not image_ids:
-        raise OptionError(f'image_ids: the dataset has no images {unknown[:5]}' if unknown else
-                          'there are no images to predict on')
+    result = open_result(src, dst)
+    image_ids = list_image_ids(result, image_ids)
     read = _WindowReader(result, channels, space, image_ids[0], _check_mask(mask))
     window = as_pair(window, 'window')
     kind = _find_kind(predictor, manager_options)
@@ -172,20 +163,6 @@ def _add_label_options(predictor, options):
     if found is None:
         found = getattr(predictor, 'label_options', None)
     return {**options, 'kind': 'labels', 'label_options': LabelOptions.coerce(found)}
-
-
-def _make_result(src, dst):
-    """Return a copy of the dataset that lives at ``dst``."""
-    check_dataset(src)
-    dst = os.path.abspath(os.fspath(dst))
-    if os.path.realpath(dst) == os.path.realpath(os.fspath(src.fpath)):
-        raise OptionError(f'dst={dst} is the input manifest; write the result beside it, '
-                          'under another name')
-    result = src.copy()
-    if os.path.dirname(dst) != os.path.abspath(os.fspath(src.bundle_dpath)):
-        result.reroot(absolute=True)
-    result.fpath = dst
-    return result
 
 
 def _overlap_pixels(overlap, window):

@@ -15,7 +15,9 @@ RESULT = ROOT / 'dev/bench/results/bench_soft_stitch.json'
 STREAM = ROOT / 'dev/bench/results/bench_soft_stream.json'
 FILES = ROOT / 'dev/bench/results/bench_cog_write.json'
 SEGMENTS = ROOT / 'dev/bench/results/bench_shepherd.json'
+BLOCKS = ROOT / 'dev/bench/results/bench_blockwise.json'
 README = ROOT / 'README.rst'
+INSTANCES = ROOT / 'docs/explanation/instances.rst'
 PERFORMANCE = ROOT / 'docs/explanation/performance.rst'
 ROWS = {'accumulate_s': ('accumulate, s', '.2f'), 'whole_s': ('whole image to a file, s', '.2f'),
         'file_mb': ('file, MB', '.0f'), 'added_rss_mb': ('added peak memory, MB', '.0f')}
@@ -151,6 +153,39 @@ def render_label_rows(result):
                        'same clusters')
 
 
+def render_blocks(result):
+    """Return the short table of block runs."""
+    def list_row(what, theirs, ours):
+        return (what, f'{theirs:.2f}', f'{ours:.2f}', f'{theirs / ours:.1f} x')
+
+    whole, masks = result['components']['medians']['4-connected'], result['masks_band_zstd']
+    rows = [list_row(f'components of {result["components"]["size"]}², against scipy, whole',
+                     whole['scipy']['wall_s'], whole['blocks']['wall_s'])]
+    for name, row in result['mutex']['medians'].items():
+        if name.endswith('noise .35'):
+            rows.append(list_row(f'mutex watershed, {name}, against mwatershed',
+                                 row['mwatershed']['wall_s'], row['cocoseg']['wall_s']))
+    rows.append(list_row(f'mask of {masks["size"]}² x {masks["bands"]}, ZSTD, bands apart, against '
+                         'a plain loop', masks['medians']['plain']['wall_s'],
+                         masks['medians']['cocoseg']['wall_s']))
+    return render_rows(['block by block', 'peer, s', 'cocoseg, s', 'ratio'], rows,
+                       'Medians of 5, by ``dev/bench/bench_blockwise.py``')
+
+
+def render_agreement(result):
+    """Return the table of how well blocks agree with the whole."""
+    return render_rows(['problem', 'objects', 'agreement at seams', 'worst seam',
+                        'identical, least of 5 seeds, %', 'mean, %'],
+                       result['agreement']['rows'],
+                       'Mutex watershed in blocks of 256 px, or 64 in volumes, context 32, against '
+                       'the whole')
+
+
+def render_block_goals(result):
+    """Return the table of all goals of block runs."""
+    return render_goals(result, list(result), 'Goals of block runs')
+
+
 def replace_table(page, title, table):
     """Replace the one table of a page whose first column has a title."""
     pattern = re.compile(r'\.\. list-table::\n   :header-rows: 1\n\n   \* - ' + title
@@ -195,6 +230,13 @@ def put_segments(result):
     put_table(PERFORMANCE, 'goals of segmentation', render_segment_goals(result))
 
 
+def put_blocks(result):
+    """Write the tables about block runs."""
+    put_table(README, 'blocks', render_blocks(result))
+    put_table(INSTANCES, 'agreement', render_agreement(result))
+    put_table(PERFORMANCE, 'goals of block runs', render_block_goals(result))
+
+
 def main():
     """Replace the tables in the README and on the page about performance."""
     replace_table(README, 'what', render_table(json.loads(RESULT.read_text())))
@@ -206,6 +248,8 @@ def main():
         put_files(json.loads(FILES.read_text()))
     if SEGMENTS.exists():
         put_segments(json.loads(SEGMENTS.read_text()))
+    if BLOCKS.exists():
+        put_blocks(json.loads(BLOCKS.read_text()))
 
 
 if __name__ == '__main__':
