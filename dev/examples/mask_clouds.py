@@ -13,7 +13,7 @@ cloud) come, as Cloud-Optimized GeoTIFFs of 0 and 255:
 ``clouds.png`` shows the image, the rule, the classes, and what is left; the
 agreement of rule and classes is printed.
 
-Usage: python dev/examples/mask_clouds.py [--data FOLDER] [--dst FOLDER] [--buffer 4]
+Usage: python dev/examples/mask_clouds.py [--data FOLDER] [--out FOLDER] [--buffer 4]
     [--repeat 1] [--executor threads:2]
 
 The data are ``sentinel2.npz`` of ukis-csmask (Apache-2.0, DLR; contains modified
@@ -40,7 +40,7 @@ def parse_args(argv=None):
     """Return the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument('--data', type=Path, default=DATA, help='folder with sentinel2.npz')
-    parser.add_argument('--dst', type=Path, help='folder for the results; default the cache')
+    parser.add_argument('--out', type=Path, help='folder for the results; default the cache')
     parser.add_argument('--buffer', type=int, default=4, help='px around clouds and shadows')
     parser.add_argument('--repeat', type=int, default=1, help='make the image so many times larger')
     parser.add_argument('--executor', default='threads:2', help='serial, threads or threads:N')
@@ -112,13 +112,13 @@ def main(argv=None):
     if data is None:
         print(f'skipped: there is no {args.data / "sentinel2.npz"}; give its folder with --data')
         return 0
-    if args.dst is None:
+    if args.out is None:
         import ubelt as ub
-        args.dst = Path(ub.Path.appdir('cocoseg/examples/mask_clouds'))
-    args.dst.mkdir(parents=True, exist_ok=True)
+        args.out = Path(ub.Path.appdir('cocoseg/examples/mask_clouds'))
+    args.out.mkdir(parents=True, exist_ok=True)
     image, classes = data
-    masks = make_masks(image, classes, args.dst, args.buffer, args.executor)
-    draw(image, masks, args.dst / 'clouds.png')
+    masks = make_masks(image, classes, args.out, args.buffer, args.executor)
+    draw(image, masks, args.out / 'clouds.png')
     clouds, found = classes == CLOUD, ~masks['dark']
     both = int((clouds & found).sum())
     print(f'clear     {masks["clear"].mean():.1%} of {clouds.size} px, {args.buffer} px away from '
@@ -126,7 +126,7 @@ def main(argv=None):
     print(f'selected  {masks["selector"].mean():.1%}')
     print(f'rule      finds {both / max(clouds.sum(), 1):.1%} of the clouds; '
           f'{both / max(found.sum(), 1):.1%} of what it finds is cloud')
-    print(f'picture   {args.dst / "clouds.png"}')
+    print(f'picture   {args.out / "clouds.png"}')
     return 0
 
 

@@ -23,7 +23,7 @@ def data(repo_root):
 
 
 def test_masks_of_clouds(example, data, tmp_path, capsys):
-    assert example['main'](['--data', str(data), '--dst', str(tmp_path), '--buffer', '3']) == 0
+    assert example['main'](['--data', str(data), '--out', str(tmp_path), '--buffer', '3']) == 0
     image, classes = example['read_data'](data, 1)
     free = ~np.isin(classes, (example['SHADOW'], example['CLOUD']))
     padded = np.pad(free, 3, 'edge')
@@ -42,6 +42,6 @@ def test_masks_of_clouds(example, data, tmp_path, capsys):
 
 
 def test_without_data(example, tmp_path, capsys):
-    assert example['main'](['--data', str(tmp_path), '--dst', str(tmp_path / 'out')]) == 0
+    assert example['main'](['--data', str(tmp_path), '--out', str(tmp_path / 'out')]) == 0
     assert 'skipped: there is no' in capsys.readouterr().out
     assert not (tmp_path / 'out').exists()
