@@ -295,17 +295,22 @@ def write_all(descriptor, parts, offset=None):
         OSError: as the system reports it, with a reason when nothing goes on.
     """
     views = [view for view in (memoryview(part).cast('B') for part in parts) if view.nbytes]
-    while views:
-        written = (os.writev(descriptor, views) if offset is None
-                   else os.pwritev(descriptor, views, offset))
-        if written == 0:
-            raise OSError(errno.EIO, 'the system wrote nothing')
-        if offset is not None:
-            offset += written
-        while views and written >= views[0].nbytes:
-            written -= views.pop(0).nbytes
-        if written:
-            views[0] = views[0][written:]
+    try:
+        while views:
+            written = (os.writev(descriptor, views) if offset is None
+                       else os.pwritev(descriptor, views, offset))
+            if written == 0:
+                raise OSError(errno.EIO, 'the system wrote nothing')
+            if offset is not None:
+                offset += written
+            while views and written >= views[0].nbytes:
+                written -= views.pop(0).nbytes
+            if written:
+                views[0] = views[0][written:]
+    finally:
+        # An error that is kept keeps this frame: no part of it could be resized.
+        for view in views:
+            view.release()
 
 
 def _read_into(descriptor, view, offset):

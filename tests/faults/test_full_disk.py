@@ -26,7 +26,8 @@ def check_starved(fact, whole, way):
     if way == 'close':
         assert fact['end']['visible'] == [] and fact['end']['registered'] == 0
     else:
-        assert fact['again'] is None and fact['close'] is None
+        assert fact['again'] is None, fact['again']['text']
+        assert fact['close'] is None, fact['close']['text']
         assert fact['end']['visible'] == whole['end']['visible']
         assert fact['files'] == whole['files'] and fact['end']['registered'] == 1
     assert fact['end']['damaged'] == [] and fact['end']['leftovers'] == []

@@ -350,6 +350,20 @@ def test_no_room_to_move_from_ram_leaves_the_spool_as_it_was(tmp_path, monkeypat
     spool.close()
 
 
+def test_an_error_that_is_kept_does_not_hold_the_ram(tmp_path, monkeypatch):
+    """A frame of its traceback held a view, and the RAM could not grow any more."""
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'no room')
+    with closing(TileSpool(tmp_path, ram_nbytes=8)) as spool:
+        first = spool.append([b'abcd'])
+        with monkeypatch.context() as patch, pytest.raises(OSError) as info:
+            patch.setattr(os, 'pwritev', fail)
+            spool.append([b'too much of it'])
+        second = spool.append([b'efg'])
+        assert info.value.errno == errno.ENOSPC
+        assert spool.read(first, 4) + spool.read(second, 3) == b'abcdefg'
+
+
 def test_a_folder_that_is_gone_leaves_the_spool_as_it_was(tmp_path):
     folder = tmp_path / 'a'
     folder.mkdir()
