@@ -443,6 +443,8 @@ def test_a_disk_that_is_full_till_the_end(make, threads):
                 n_taken += 1
             except OSError:
                 break
+            # Else all may be taken before a thread has tried the first.
+            encoder._wait()
         for _ in range(5):
             with pytest.raises(OSError, match='simulated'):
                 give(encoder, TILES[n_taken:n_taken + 1])
