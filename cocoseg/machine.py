@@ -15,13 +15,17 @@ def count_cpus():
     """
     Return how many CPUs this process may use.
 
+    The environment variable ``COCOSEG_NUM_CPUS`` says fewer, as for a worker
+    that has others beside it.
+
     Example:
         >>> from cocoseg.machine import count_cpus
         >>> assert count_cpus() >= 1
     """
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    n_cpus = (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+              else os.cpu_count() or 1)
+    share = os.environ.get('COCOSEG_NUM_CPUS', '')
+    return min(n_cpus, max(int(share), 1)) if share.isdigit() else n_cpus
 
 
 def split_rows(n_rows, n_parts):

@@ -34,8 +34,8 @@ ONLY_IN = {
     'osgeo': ('io/',),
     'sklearn': ('shepherd/clusters.py', 'coco/demo.py'),
     'skops': ('coco/',),
-    'dask': ('engine/executors.py',),
-    'distributed': ('engine/executors.py',),
+    'dask': ('engine/dask_executor.py',),
+    'distributed': ('engine/dask_executor.py',),
     'kwcoco': ('coco/', 'cli/'),
 }
 
@@ -413,7 +413,7 @@ CLEAN = [
     ('io/cog.py', 'def f():\n    from osgeo import gdal\n    return gdal'),
     ('shepherd/clusters.py', 'def f():\n    import sklearn.cluster'),
     ('coco/demo.py', 'def f():\n    import skops.io, kwcoco, sklearn.svm'),
-    ('engine/executors.py', 'def f():\n    import dask, distributed'),
+    ('engine/dask_executor.py', 'def f():\n    import dask, distributed'),
     ('cli/main.py', 'from cocoseg import __version__\nprint(__version__)'),
     ('__init__.py', "def f():\n    return import_module('cocoseg.coco.manager')"),
     ('__main__.py', 'from cocoseg.cli.main import main\nmain()'),

@@ -25,6 +25,7 @@ def main(argv=None):
     from cocoseg import __version__
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.mask import MaskConfig
+    from cocoseg.cli.plan import PlanConfig
     from cocoseg.cli.predict import PredictConfig
     from cocoseg.cli.segment import SegmentConfig
     from cocoseg.cli.stats import StatsConfig
@@ -38,6 +39,7 @@ def main(argv=None):
         __prog__ = 'cocoseg'
         demo = DemoConfig
         mask = MaskConfig
+        plan = PlanConfig
         predict = PredictConfig
         segment = SegmentConfig
         stats = StatsConfig

@@ -52,7 +52,8 @@ class MaskConfig(kwconf.Config):
         'of a raster: another one of one band, that masks where it is 0'))
     block_size = kwconf.Value(None, nargs='+', type=int, help=(
         'of a raster: height and width of a block, px; default whole tiles'))
-    executor = kwconf.Value('serial', type=str, help='of a raster: serial, threads, or threads:N')
+    executor = kwconf.Value('serial', type=str, help=(
+        'of a raster: serial, threads:N, processes:N, dask, or dask:ADDRESS'))
     max_retries = kwconf.Value(2, type=int, help='of a raster: how often a block is tried again')
     timeout = kwconf.Value(None, type=float, help='of a raster: seconds per block')
     channels = kwconf.Value(None, type=str, help=(

@@ -61,6 +61,8 @@ class PredictConfig(kwconf.Config):
         'for an old manifest, which is saved over before the first file'))
     mask = kwconf.Value(None, type=str, help=(
         'skip windows without valid pixels: nodata, or a channel that is 0 where masked'))
+    executor = kwconf.Value('serial', type=str, help=(
+        'who does the images: serial, processes:N, dask, or dask:ADDRESS of a scheduler'))
     resume = kwconf.Flag(False, help='take over the finished images of a run cut short')
 
     @run_command
@@ -79,6 +81,7 @@ class PredictConfig(kwconf.Config):
             prob_format=config.prob_format, prob_compress=config.prob_compress,
             layers=_split(config.layers), resume=config.resume, progress=show_progress,
             dump_interval=config.dump_interval, mask=config.mask,
+            executor=config.executor,
             memory_budget=None if budget is None else int(budget * 2 ** 30))
         print(f'manifest  {os.path.abspath(result.fpath)}')
         print(f'images    {result.n_images}')

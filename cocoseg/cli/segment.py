@@ -60,7 +60,8 @@ class SegmentConfig(kwconf.Config):
     clusters = kwconf.Value(None, type=str, help='use clusters that were saved, *.npz')
     save_clusters = kwconf.Value(None, type=str, help='save the clusters, *.npz')
     num_threads = kwconf.Value(None, type=int, help='threads within a tile; default by CPUs')
-    executor = kwconf.Value(None, type=str, help='of a raster: serial, threads, or threads:N')
+    executor = kwconf.Value(None, type=str, help=(
+        'of a raster: serial, threads:N, processes:N, dask, or dask:ADDRESS'))
     bands = kwconf.Value(None, nargs='+', type=int, help='of a raster, from 0; default all')
     recode = kwconf.Value('overlap', choices=['overlap', 'simple'], help=(
         'of a raster: match the segments of tiles, or keep tiles apart'))

@@ -43,6 +43,8 @@ class StatsConfig(kwconf.Config):
         'stands for no valid pixel; default NaN, and -9999 in columns of whole numbers'))
     block_rows = kwconf.Value(None, type=int, help='rows that are read at a time; default by size')
     num_threads = kwconf.Value(None, type=int, help='threads; default one per CPU')
+    executor = kwconf.Value('serial', type=str, help=(
+        'who measures: serial (with the threads), processes:N, dask, or dask:ADDRESS'))
 
     @run_command
     def main(config):
@@ -54,7 +56,7 @@ class StatsConfig(kwconf.Config):
             config.image, config.segments, config.stats, bands=config.bands,
             nodata='file' if config.nodata is None else config.nodata,
             missing=_as_whole(config.missing), block_rows=config.block_rows,
-            num_threads=num_threads, progress=show_progress)
+            num_threads=num_threads, executor=config.executor, progress=show_progress)
         print(f'segments  {len(table)}')
         if config.dst is not None:
             table.write(config.dst)

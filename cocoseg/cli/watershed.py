@@ -71,7 +71,7 @@ class WatershedConfig(kwconf.Config):
     block_shape = kwconf.Value(None, nargs='+', type=int, help=(
         'extent of a block, px; one number, or one per axis; default 512, of volumes 128'))
     executor = kwconf.Value('serial', type=str, help=(
-        'serial, threads, or threads:N, which share the blocks'))
+        'who does the blocks: serial, threads:N, processes:N, dask, or dask:ADDRESS'))
     max_retries = kwconf.Value(2, type=int, help='how often a block that fails is tried again')
     timeout = kwconf.Value(None, type=float, help='seconds per block')
     resume = kwconf.Flag(False, help=(

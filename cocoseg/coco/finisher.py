@@ -6,9 +6,11 @@ Owns the queue, the tasks on it, and the errors that nobody has seen yet.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 from cocoseg.coco.finalize import finish_image
+from cocoseg.coco.manifest import list_files
 from cocoseg.errors import AssetWriteError
 
 logger = logging.getLogger(__name__)
@@ -91,8 +93,7 @@ class Finisher:
         """
         try:
             # Not a file is touched that somebody else may be writing.
-            self._journal.ensure()
-            self._dumper.prepare()
+            self.prepare()
             record, info = finish_image(job)
             self._journal.append(record)
             self._manifest.commit(record, self._table.replace)
@@ -107,6 +108,19 @@ class Finisher:
         self._table.finish(job)
         self._dumper.save_if_due()
         return info
+
+    def prepare(self):
+        """Make sure that files may be written: nobody else does, and an old manifest is saved."""
+        self._journal.ensure()
+        self._dumper.prepare()
+
+    def take(self, record, fpath):
+        """Note and register an image whose files somebody else has written."""
+        self.prepare()
+        self._journal.append(record)
+        self._manifest.commit(record, self._table.replace)
+        self._table.take_over(record['image_id'], fpath)
+        self._dumper.save_if_due()
 
     def run(self, job):
         """Finish one image; keep its error for :meth:`raise_pending`."""
@@ -196,3 +210,37 @@ class Finisher:
                 queue.close()
         finally:
             self._journal.close()
+
+
+class Delegate:
+    """
+    Let others write the files of images; names, journal and manifest stay here.
+
+    Made by ``CocoStitchingManager.delegate()``.
+
+    Thread-safety: all methods may be called from any thread.
+    """
+
+    def __init__(self, table, finisher):
+        self._table, self._finisher = table, finisher
+
+    def reserve(self, image_id):
+        """
+        Return the files of an image, which may be written from now on.
+
+        Returns:
+            dict[str, str]: path by channels.
+
+        Raises:
+            ChannelCollisionError: if the image has such channels.
+            BundleBusyError: if somebody else writes to the folder.
+        """
+        self._finisher.prepare()
+        return self._table.reserve(image_id)
+
+    def take(self, record):
+        """Note in the journal, and register, what :func:`finish_image` told of an image."""
+        files = list_files(record)
+        fpath = (os.path.join(self._table.manifest.bundle_dpath, files[0]['asset']['file_name'])
+                 if files else None)
+        self._finisher.take(record, fpath)

@@ -149,7 +149,7 @@ class JobTable:
                               f'asset_dsize; the asset is {asset_dsize} px, not scaled',
                               stacklevel=4)
         asset_dsize = coerce_dsize(asset_dsize)
-        self.manifest.claim_channels(image_id, options.asset_channels, self._owner, self.replace)
+        fpaths = list(self.reserve(image_id).values())
         try:
             pixels = make_pixels(img['id'], asset_dsize[::-1], windows, options,
                                  self._canvas_options, folder=self.folder,
@@ -157,15 +157,24 @@ class JobTable:
             job = ImageJob(
                 img['id'], img, options, pixels, asset_dsize, warp_asset_from_stitch,
                 warp_img_from_stitchspace(img, options.space) @ warp_asset_from_stitch.inv(),
-                [self.manifest.reserve_file(image_id, spec.chan_code, self.folder,
-                                            spec.suffix, options.ext)
-                 for spec in options.assets],
-                self.manifest.bundle_dpath)
+                fpaths, self.manifest.bundle_dpath)
         except BaseException:
             self.manifest.release_channels(image_id, options.asset_channels)
             raise
         self._jobs[job.image_id] = job
         return job
+
+    def reserve(self, image_id):
+        """Claim the channels of an image, and return its files by channels."""
+        options = self.options
+        self.manifest.claim_channels(image_id, options.asset_channels, self._owner, self.replace)
+        try:
+            return {spec.chan_code: self.manifest.reserve_file(
+                image_id, spec.chan_code, self.folder, spec.suffix, options.ext)
+                for spec in options.assets}
+        except BaseException:
+            self.manifest.release_channels(image_id, options.asset_channels)
+            raise
 
     def _get_executor(self):
         """Return the threads that compress, for all images; made on first use."""

@@ -13,7 +13,7 @@ import os
 from cocoseg.coco.arrivals import take_window
 from cocoseg.coco.checkpoint import IntervalDumper
 from cocoseg.coco.compat import center_weighted_add, take_deprecated
-from cocoseg.coco.finisher import Finisher
+from cocoseg.coco.finisher import Delegate, Finisher
 from cocoseg.coco.jobs import JobTable
 from cocoseg.coco.journal import Journal
 from cocoseg.coco.label_options import make_asset_options
@@ -175,11 +175,18 @@ class CocoStitchingManager:
         self.prob_dpath = make_folder(self.manifest, self.options)
         self._table = JobTable(self.manifest, self, self.options, self.prob_dpath,
                                canvas, readiness, on_collision == 'replace')
-        journal = Journal(os.path.join(self.prob_dpath, self.options.journal_name), config, texts,
-                          is_busy=make_busy(self._table))
+        journal = self._make_journal(config, texts)
         self._finisher = Finisher(self._table, self.manifest, journal, dumper, writer_queue)
         self._closed = False
         begin_run(journal, self.manifest, self._table, dumper, resume)
+
+    def _make_journal(self, config, texts):
+        return Journal(os.path.join(self.prob_dpath, self.options.journal_name), config, texts,
+                       is_busy=make_busy(self._table))
+
+    def delegate(self):
+        """Return what lets others write the files of images; see its class."""
+        return Delegate(self._table, self._finisher)
 
     # ---- what callers read -------------------------------------------------
 

@@ -152,7 +152,7 @@ class Manifest:
         self._dump_lock = threading.Lock()
         self._last_dump = None
         self._stems = None
-        self._owners = {}
+        self._owners, self._given = {}, {}
         self._claims = {}
 
     @property
@@ -199,6 +199,8 @@ class Manifest:
         """
         owner = (image_id, chan_code)
         with self.lock:
+            if owner in self._given:
+                return self._given[owner]
             images = self.dset.index.imgs
             if self._stems is None or image_id not in self._stems:
                 self._stems = compute_stems(images)
@@ -212,6 +214,17 @@ class Manifest:
                     raise ManifestError(f'{fpath} already belongs to image and channels '
                                         f'{self._owners[fpath.casefold()]}; use another short_code')
             return fpath
+
+    def give_files(self, image_id, fpaths):
+        """
+        Let the files of an image be those that the manifest of all images reserved.
+
+        Args:
+            image_id (int): of kwcoco.
+            fpaths (dict[str, str]): absolute path by channels.
+        """
+        with self.lock:
+            self._given.update({(image_id, code): fpath for code, fpath in fpaths.items()})
 
     def _existing_owners(self):
         owners = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,9 @@ from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.label_options import LabelOptions
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import list_channels
+from cocoseg.coco.remote import predict_elsewhere
 from cocoseg.coco.sampling import fit_predictor
+from cocoseg.engine.executors import SerialExecutor, get_executor
 from cocoseg.engine.prefetch import Prefetcher, check_depth, iter_batches
 from cocoseg.errors import OptionError, WindowShapeError
 from cocoseg.grid.window import as_pair
@@ -28,7 +32,8 @@ logger = logging.getLogger(__name__)
 def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
                     out_channels=None, space='video', batch_size=1, fit='balanced',
                     image_ids=None, short_code='pred', progress=None, prefetch=2,
-                    dump_interval=60.0, settings=None, mask=None, **manager_options):
+                    dump_interval=60.0, settings=None, mask=None, executor='serial',
+                    **manager_options):
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 
@@ -71,6 +76,11 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
             band has data. Else a channel that is 0 where masked, such as
             :func:`cocoseg.mask_dataset` makes: its masked pixels count as
             pixels without data, in all windows.
+        executor (str | Executor): who does the images; see
+            :func:`cocoseg.get_executor`. 'serial' is this process, with the
+            threads of ``prefetch``. With processes or dask each worker does
+            one image at a time, and writes its files; names, journal and
+            manifest are those of the caller. The predictor is sent to them.
         **manager_options: for :class:`CocoStitchingManager`, such as
             ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
             ``layers``. ``kind`` and ``label_options`` go before those of the
@@ -106,6 +116,7 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         (64, 64, 1)
     """
     check_depth(prefetch, 'prefetch')
+    executor = _check_executor(executor)
     result = open_result(src, dst)
     image_ids = list_image_ids(result, image_ids)
     read = _WindowReader(result, channels, space, image_ids[0], _check_mask(mask))
@@ -124,22 +135,78 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
                                   **({} if mask is None else {'mask': mask}))
     if out_channels is None:
         out_channels = _infer_channels(run, read, image_ids[0], grids, short_code)
+    loop = PredictLoop(run, read.channels, space, window, overlap, fit, batch_size, prefetch, mask)
     with CocoStitchingManager(result, short_code, out_channels, space, settings=settings,
                               dump_interval=dump_interval, **manager_options) as manager:
         run.n_channels = manager.num_bands
         todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
-        inputs = Prefetcher(_iter_inputs(read, todo, grids, batch_size), prefetch)
-        with Prefetcher(_iter_predictions(run, inputs), prefetch) as steps:
-            if progress is not None:
-                n_steps = sum(-(-len(grids[image_id]) // batch_size) for image_id in todo)
-                _stitch(manager, grids, progress(steps, total=n_steps, desc='predict'))
-            else:
-                _stitch(manager, grids, steps)
+        if executor is None:
+            loop(manager, read, {image_id: grids[image_id] for image_id in todo}, progress)
+        else:
+            options = {'short_code': short_code, 'chan_code': out_channels,
+                       'stitching_space': space, **manager_options}
+            predict_elsewhere(manager, loop, todo, options, executor, progress)
         manager.dump()
     if mask is not None:
         logger.info('mask=%r: %d of %d windows have no valid pixel and were not predicted', mask,
                     run.n_skipped, run.n_windows)
     return result
+
+
+@dataclass(frozen=True)
+class PredictLoop:
+    """
+    How windows are read and predicted; can be sent to workers if the predictor can.
+
+    Attributes:
+        runner (_BatchRunner): calls the predictor.
+        channels (str): of the input.
+        space, window, overlap, fit, batch_size, prefetch, mask: of
+            :func:`predict_dataset`, checked.
+    """
+
+    runner: Any
+    channels: str
+    space: str
+    window: tuple
+    overlap: tuple
+    fit: str
+    batch_size: int
+    prefetch: int
+    mask: str | None
+
+    def open(self, dset, image_ids):
+        """Return what reads windows, and the windows of images by id."""
+        read = _WindowReader(dset, self.channels, self.space, image_ids[0],
+                             _check_mask(self.mask))
+        return read, {image_id: WindowGrid(read.get_shape(image_id), self.window, self.overlap,
+                                           self.fit) for image_id in image_ids}
+
+    def __call__(self, manager, read, grids, progress=None):
+        """Predict images and hand them to a manager, which finishes them."""
+        inputs = Prefetcher(_iter_inputs(read, list(grids), grids, self.batch_size),
+                            self.prefetch)
+        with Prefetcher(_iter_predictions(self.runner, inputs), self.prefetch) as steps:
+            if progress is not None:
+                n_steps = sum(-(-len(grid) // self.batch_size) for grid in grids.values())
+                steps = progress(steps, total=n_steps, desc='predict')
+            _stitch(manager, grids, steps)
+
+
+def _check_executor(executor):
+    """
+    Return who does the images, or None for this process.
+
+    Example:
+        >>> _check_executor('serial')
+    """
+    executor = get_executor(executor)
+    if isinstance(executor, SerialExecutor):
+        return None
+    if getattr(executor, 'shares_memory', True):
+        raise OptionError(f'executor={executor!r} shares memory, and a predictor is called by one '
+                          "thread at a time; use 'serial' with prefetch, processes, or dask")
+    return executor
 
 
 def _find_kind(predictor, options):

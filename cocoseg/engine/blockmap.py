@@ -88,6 +88,24 @@ class BlockRun:
         if wrong:
             raise OptionError(f'upstream={wrong[0]!r} is neither a future nor a function')
 
+    @property
+    def shares_memory(self):
+        """True if blocks are done in this process; else tasks and results are files."""
+        return getattr(self.executor, 'shares_memory', True)
+
+    def stay_here(self):
+        """
+        Return a run for what is not worth another process.
+
+        Example:
+            >>> run = BlockRun('threads:2')
+            >>> run.stay_here() is run
+            True
+        """
+        if self.shares_memory:
+            return self
+        return dataclasses.replace(self, executor='threads', init=None)
+
     @classmethod
     def split(cls, options):
         """

@@ -1,10 +1,10 @@
 """
-Executors: one way to run independent tasks, serially or in threads.
+Executors: one way to run independent tasks, serially, in threads, or elsewhere.
 
 The serial executor is the specification; others run the same function on the
 same tasks and may only differ in the order of the results. A task carries
-paths, windows and small values, so that the same tasks can go to other
-processes one day.
+paths, windows and small values, so that the same tasks can go to the workers
+of :mod:`cocoseg.engine.process_executor` and :mod:`cocoseg.engine.dask_executor`.
 """
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Executor(Protocol):
     Run a function on tasks, with bounded work in flight.
 
     ``n_workers`` is how many tasks run at a time. ``run`` may be called again
-    after it ended; one thread at a time calls it.
+    after it ended; one thread at a time calls it. An executor may have an
+    attribute ``shares_memory``; False means that tasks run in other processes:
+    function, tasks and results are pickled, and what a task changes in memory
+    is not seen by the caller. Without it, it is True.
     """
 
     n_workers: int
@@ -50,6 +53,7 @@ class SerialExecutor:
     """
 
     n_workers = 1
+    shares_memory = True
 
     def run(self, func, tasks, *, describe=repr, timeout=None, max_pending=None, ordered=True):
         """
@@ -72,8 +76,8 @@ class SerialExecutor:
             try:
                 result = func(task)
             except Exception as ex:
-                raise _make_error(task, describe, ex) from ex
-            _check_time(task, describe, time.monotonic() - start, timeout)
+                raise make_error(task, describe, ex) from ex
+            check_time(task, describe, time.monotonic() - start, timeout)
             yield task, result
 
 
@@ -93,6 +97,8 @@ class ThreadExecutor:
         >>> sorted(ThreadExecutor(2).run(abs, [-1, 2]))
         [(-1, 1), (2, 2)]
     """
+
+    shares_memory = True
 
     def __init__(self, n_workers):
         self.n_workers = n_workers
@@ -149,7 +155,7 @@ class _ThreadRun:
                 self._starts.pop(future, None)
                 error = future.exception()
                 if error is not None:
-                    raise _make_error(task, self._describe, error) from error
+                    raise make_error(task, self._describe, error) from error
                 yield task, future.result()
 
     def _submit(self, task):
@@ -180,7 +186,7 @@ class _ThreadRun:
                 if begun and self._timeout is not None:
                     elapsed = time.monotonic() - begun[0]
                     self._is_late = elapsed > self._timeout
-                    _check_time(self._tasks[future], self._describe, elapsed, self._timeout)
+                    check_time(self._tasks[future], self._describe, elapsed, self._timeout)
 
     def _find_patience(self):
         if self._timeout is None:
@@ -200,7 +206,10 @@ def get_executor(spec='serial'):
     Return what runs tasks.
 
     Args:
-        spec (str | Executor): 'serial', 'threads' (one per CPU), 'threads:N',
+        spec (str | Executor | distributed.Client): 'serial'; 'threads',
+            'processes' or 'dask' (a cluster of processes on this machine), one
+            worker per CPU, or with a number as in 'threads:N'; the address of
+            a scheduler of dask as in 'dask:tcp://host:8786'; a client of one;
             or an executor, which is returned.
 
     Returns:
@@ -208,32 +217,57 @@ def get_executor(spec='serial'):
 
     Raises:
         OptionError: for anything else.
+        MissingDependencyError: for dask, if it is absent.
 
     Example:
         >>> from cocoseg import get_executor
         >>> get_executor('threads:2').n_workers, get_executor('serial').n_workers
         (2, 1)
+        >>> get_executor('processes:1').shares_memory
+        False
     """
+    if type(spec).__module__.partition('.')[0] == 'distributed':
+        from cocoseg.engine.dask_executor import DaskExecutor
+        return DaskExecutor(spec)
     if isinstance(spec, Executor):
         return spec
-    match = re.fullmatch(r'(serial|threads)(?::([0-9]+))?', spec) if isinstance(spec, str) else None
-    if match is None or (match[1] == 'serial' and match[2]) or match[2] == '0':
-        raise OptionError(f"executor={spec!r} is unknown; use 'serial', 'threads', 'threads:N' "
-                          'with N of at least 1, or an object with run() and n_workers')
+    text = spec if isinstance(spec, str) else ''
+    if re.fullmatch(r'dask:[a-z]+://.+', text):
+        from cocoseg.engine.dask_executor import DaskExecutor
+        return DaskExecutor(text.partition(':')[2])
+    match = re.fullmatch(r'(serial|threads|processes|dask)(?::([0-9]+))?', text)
+    if match is None or (match[1] == 'serial' and match[2]) or (match[2] and not int(match[2])):
+        raise OptionError(f"executor={spec!r} is unknown; use 'serial', 'threads', 'processes', "
+                          "'dask', 'threads:N', 'processes:N' or 'dask:N' with N of at least 1, "
+                          "'dask:tcp://HOST:PORT', a distributed.Client, or an object with run() "
+                          'and n_workers')
     if match[1] == 'serial':
         return SerialExecutor()
     n_workers = int(match[2]) if match[2] else count_cpus()
     if n_workers > count_cpus():
-        logger.warning('executor=%r has more threads than the %d CPUs of this process; each takes '
-                       'memory for a task', spec, count_cpus())
-    return ThreadExecutor(n_workers)
+        logger.warning('executor=%r has more %s than the %d CPUs of this process; each takes '
+                       'memory for a task', spec,
+                       'threads' if match[1] == 'threads' else 'workers', count_cpus())
+    return _make_executor(match[1], n_workers)
 
 
-def _make_error(task, describe, cause):
+def _make_executor(kind, n_workers):
+    if kind == 'threads':
+        return ThreadExecutor(n_workers)
+    if kind == 'processes':
+        from cocoseg.engine.process_executor import ProcessExecutor
+        return ProcessExecutor(n_workers)
+    from cocoseg.engine.dask_executor import DaskExecutor
+    return DaskExecutor(n_workers=n_workers)
+
+
+def make_error(task, describe, cause):
+    """Return the error of a task that failed; to be raised from its cause."""
     return TaskError(f'{describe(task)} failed: {type(cause).__name__}: {cause}', task=task)
 
 
-def _check_time(task, describe, elapsed, timeout):
+def check_time(task, describe, elapsed, timeout):
+    """Raise TaskTimeoutError if ``elapsed`` is more than ``timeout`` (s), unless that is None."""
     if timeout is not None and elapsed > timeout:
         raise TaskTimeoutError(
             f'{describe(task)} took {elapsed:.1f} s, more than timeout={timeout:g} s; give it '

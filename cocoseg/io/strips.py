@@ -109,6 +109,13 @@ class Source:
                    nodata=(None,) * pixels.shape[2], channels=(None,) * pixels.shape[2],
                    geotransform=as_geotransform(transform), crs_wkt=srs_wkt(crs), pixels=pixels)
 
+    def __getstate__(self):
+        # Workers may have another working directory.
+        state = dict(self.__dict__)
+        if self.fpath is not None and os.path.exists(self.fpath):
+            state['fpath'] = os.path.abspath(self.fpath)
+        return state
+
     def read(self, window, bands=None):
         """
         Read a window inside the raster.

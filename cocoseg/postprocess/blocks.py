@@ -101,6 +101,12 @@ def map_blocks(func, source, sink=None, *, block_shape=1024, halo=0, roi=None, c
         ResumeError: if the work of a run with other settings is resumed.
 
     Note:
+        With an executor of processes or dask, ``func``, ``check`` and the
+        sources are sent to the workers: functions that can be imported, and
+        paths, memory maps or Zarr arrays instead of large arrays. Results go
+        by files in ``workdir``, or a hidden folder beside the output, which
+        all workers must see.
+
         To resume, results are also kept in a folder (``workdir``, or a hidden
         one beside the output) until all are done. Results that the work
         depends on must be told apart by name: the function, the sources and
@@ -127,7 +133,9 @@ def map_blocks(func, source, sink=None, *, block_shape=1024, halo=0, roi=None, c
     timings, n_resumed, n_retries = Timings(), 0, 0
     with timings.interval('walltime'), contextlib.ExitStack() as stack:
         run.finish_upstream()
-        is_kept = run.resume or run.keep_tmpdir or run.workdir is not None
+        # Workers elsewhere leave their results in files, too.
+        is_kept = (run.resume or run.keep_tmpdir or run.workdir is not None
+                   or not run.shares_memory)
         store = stack.enter_context(open_store(sink, run, make_key)) if is_kept else None
         output = stack.enter_context(_Output(sink, grid, sources[0], overwrite, sink_options))
         for outcome in run_blocks(work, grid, run, name=sources[0].name, check=check and

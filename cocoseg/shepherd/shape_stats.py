@@ -3,10 +3,13 @@ The shapes of segments, from their labels alone, strip by strip from the top.
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from cocoseg.engine.timings import Timings
 from cocoseg.errors import OptionError
-from cocoseg.io.strips import apply_geotransform
+from cocoseg.io.strips import Source, apply_geotransform, iter_strips, read_ahead
 
 # Ids up to this may have gaps: what is kept per id, some 60 bytes, then fits in memory.
 MAX_SPARSE_ID = 1 << 26
@@ -66,6 +69,11 @@ class ShapeStats:
         return np.flatnonzero(self.area[1:]).astype(np.uint32) + np.uint32(1)
 
     @property
+    def first_rows(self):
+        """int32, shape (N + 1,): first row of each segment; 0 for an id without a pixel."""
+        return self._by_id['top']
+
+    @property
     def last_rows(self):
         """int32, shape (N + 1,): last row of each segment; -1 for an id without a pixel."""
         return self._by_id['bottom'] - np.int32(1)
@@ -110,6 +118,15 @@ class ShapeStats:
             size = max(largest, min(2 * len(self.area), height * width)) + 1
             self._by_id = {name: _enlarge(array, size) for name, array in self._by_id.items()}
 
+    @property
+    def looks_around(self):
+        """True if the rows beside a part matter."""
+        return self._wants_perimeter or bool(self._neighbors)
+
+    def begin_apart(self, labels):
+        """Begin at a strip of labels whose first row is left to :meth:`join`."""
+        self._above, self._tail = labels[0].copy(), labels[:0].copy()
+
     def finish(self):
         """Account for what is below the image; no strip comes after it."""
         nothing = np.zeros((1, self._shape[1]), np.uint32)
@@ -117,7 +134,51 @@ class ShapeStats:
             from cocoseg.shepherd.shape_kernels import _kernel_add_perimeter
             _kernel_add_perimeter(self._above, nothing, self._by_id['perimeter'])
         self._add_edge_pixels(nothing)
+        self.trim()
+
+    def trim(self):
+        """Forget the room for larger ids."""
         self._by_id = {name: array[:self._n_labels + 1] for name, array in self._by_id.items()}
+
+    def get_present(self):
+        """Return the ids that were seen, int64 (n,), and what is known of each, by name."""
+        ids = np.flatnonzero(self.area)
+        return ids, {name: array[ids] for name, array in self._by_id.items()}
+
+    def merge(self, ids, columns):
+        """Add what :meth:`get_present` has of another part of the image."""
+        self._grow(int(ids.max(initial=0)))
+        inside = columns['area'] > 0
+        seen = ids[inside]
+        is_fresh = self.area[seen] == 0
+        for name in _BOX:
+            values, array = columns[name][inside], self._by_id[name]
+            pick = np.minimum if name in ('top', 'left') else np.maximum
+            array[seen] = np.where(is_fresh, values, pick(array[seen], values))
+        for name, values in columns.items():
+            if name not in _BOX:
+                self._by_id[name][ids] += values
+
+    def join(self, rows, seams):
+        """
+        Account for what meets where parts do.
+
+        Args:
+            rows (dict[int, ndarray]): labels, uint32 (W,), by row: the two
+                first and the two last of each part.
+            seams (Sequence[int]): first rows of the parts below.
+        """
+        from cocoseg.shepherd.shape_kernels import _kernel_add_edge_pixels
+        if self._wants_perimeter:
+            for seam in seams:
+                differs = rows[seam - 1] != rows[seam]
+                for row in (seam - 1, seam):
+                    np.add.at(self._by_id['perimeter'], rows[row][differs], 1)
+        nothing = np.zeros(self._shape[1], np.uint32)
+        for row in sorted({row for seam in seams for row in (seam - 1, seam)}):
+            around = np.stack([rows.get(row - 1, nothing), rows[row], rows.get(row + 1, nothing)])
+            for neighbors in self._neighbors:
+                _kernel_add_edge_pixels(around, neighbors, self._by_id[_name_edges(neighbors)])
 
     def make_columns(self, stat, geotransform=None):
         """
@@ -149,6 +210,60 @@ class ShapeStats:
         else:
             parts = [by_id[stat.kind][ids]]
         return dict(zip(stat.shape_columns, parts))
+
+
+@dataclass(frozen=True)
+class ShapeTask:
+    """
+    Measure the shapes in some rows: a part of an image. Can be pickled.
+
+    Attributes:
+        segments (Source): of the whole image.
+        stats (tuple[Stat, ...]): as for :class:`ShapeStats`.
+        rows (int): that are read at a time.
+        is_ahead (bool): read the next ones meanwhile.
+
+    Example:
+        >>> from cocoseg.shepherd.shape_stats import ShapeTask
+        >>> task = ShapeTask(Source.open(np.array([[0, 3], [3, 3]])), (), rows=1)
+        >>> (ids, columns, rows), timings = task((1, 2))
+        >>> ids.tolist(), columns['area'].tolist(), columns['top'].tolist()
+        ([3], [2], [1])
+    """
+
+    segments: Source
+    stats: tuple
+    rows: int
+    is_ahead: bool = False
+
+    def __call__(self, span):
+        """
+        Measure the rows (first, stop).
+
+        Returns:
+            tuple: ids and columns of :meth:`ShapeStats.get_present` and the
+            rows for :meth:`ShapeStats.join`; and Timings.
+        """
+        timings, (first, stop) = Timings(), span
+        shapes, rows = ShapeStats(self.segments.shape, self.stats), {}
+        kept = (first, first + 1, stop - 2, stop - 1) if shapes.looks_around else ()
+
+        def read(top, bottom):
+            with timings.interval('reading'):
+                return self.segments.read_labels(top, bottom)
+
+        strips = [(first + top, first + bottom)
+                  for top, bottom in iter_strips(stop - first, self.rows)]
+        for (top, bottom), labels in read_ahead(read, strips, ahead=self.is_ahead):
+            with timings.interval('shapes'):
+                if top == first > 0:
+                    shapes.begin_apart(labels)
+                shapes.add(labels, top)
+                rows.update((row, labels[row - top].copy()) for row in kept
+                            if top <= row < bottom)
+        if stop == self.segments.shape[0]:
+            shapes.finish()
+        return (*shapes.get_present(), rows), timings
 
 
 def _name_edges(neighbors):

@@ -8,20 +8,23 @@ it in that one pass. A segment's values are held only until its last row.
 from __future__ import annotations
 
 import numbers
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing
 
 import numpy as np
 
+from cocoseg.engine.executors import SerialExecutor, get_executor
+from cocoseg.engine.payload import pack
 from cocoseg.engine.timings import Timings
 from cocoseg.errors import OptionError
 from cocoseg.io.cog import check_num_threads
 from cocoseg.io.strips import (
     Source, check_same_grid, choose_strip_rows, iter_strips, read_ahead)
-from cocoseg.shepherd.band_stats import Distributions, Moments, SegmentPixels, as_values
 from cocoseg.shepherd.segment_table import SegmentTable
-from cocoseg.shepherd.shape_stats import ShapeStats
-from cocoseg.shepherd.statspec import MOMENTS, ORDERS, check_distinct, parse_stats
+from cocoseg.shepherd.shape_stats import ShapeStats, ShapeTask
+from cocoseg.shepherd.statspec import ORDERS, check_distinct, parse_stats
+from cocoseg.shepherd.tile_store import check_sent, shares_memory
+from cocoseg.shepherd.value_stats import (
+    ValueResults, ValueStats, count_parts, divide_rows, divide_segments, join_parts)
 
 DEFAULT_STATS = ('count', 'mean', 'std')
 # Stands for no valid pixel where a column is of whole numbers.
@@ -29,8 +32,8 @@ MISSING = -9999
 
 
 def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='file',
-                  missing=None, transform=None, block_rows=None, num_threads=1, timings=None,
-                  progress=None):
+                  missing=None, transform=None, block_rows=None, num_threads=1, executor='serial',
+                  timings=None, progress=None):
     """
     Measure every segment: its shape, and its values in each band.
 
@@ -51,7 +54,8 @@ def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='f
 
     Whole numbers are summed exactly, and mean and std are rounded once or
     twice; those of floats are good to about 1e-12 of the largest value. All
-    others are exact. Nothing depends on ``block_rows`` or ``num_threads``.
+    others are exact. Nothing depends on ``block_rows``, ``num_threads`` or
+    ``executor``.
 
     Args:
         image (str | PathLike | ndarray | None): a path that GDAL opens, or
@@ -78,11 +82,15 @@ def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='f
         block_rows (int | None): rows that are read at a time. None is about 4
             million samples, whole tiles of the files.
         num_threads (int): threads that share the bands, and above 1 one that
-            reads ahead.
+            reads ahead; of each worker.
+        executor (str | Executor): what measures parts of the image:
+            'serial', 'threads:N', 'processes:N', 'dask', or an executor; see
+            :func:`cocoseg.get_executor`. Workers of other processes read files
+            by their paths, and are sent 8 bytes per segment.
         timings (Timings | None): gets 'walltime', and what of it was 'reading',
             'shapes', 'accumulation' and 'completion' (s).
         progress (Callable | None): wraps an iterable; called with it,
-            ``total=`` and ``desc=`` for each pass.
+            ``total=`` and ``desc=`` for each pass, of strips or of parts.
 
     Returns:
         SegmentTable: a row for each id that occurs.
@@ -90,7 +98,10 @@ def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='f
     Raises:
         OptionError: if something cannot be honoured; nothing was read yet but
             for a segment id that is far too large, or 64-bit values that do not
-            fit in 32 bits.
+            fit in 32 bits. Also for arrays of more than 16 MiB, or functions
+            that cannot be sent to them, and workers of other processes.
+        TaskError: if a part fails, with an executor that is not serial; from
+            its error.
         LabelOverflowError: if a label is negative, or above 2**32 - 1.
         OSError: if GDAL cannot read a file.
 
@@ -98,7 +109,8 @@ def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='f
         Memory holds a few strips, about 60 bytes and the columns per segment,
         and 16 bytes per distinct value of the segments that reach across the
         strip, if percentiles or modes are asked for; functions of users need 24
-        per pixel of these.
+        per pixel of these. Each worker of an ``executor`` holds as much for its
+        part, but 60 bytes for each segment of the image.
 
     Example:
         >>> from cocoseg.shepherd.stats import segment_stats
@@ -113,7 +125,7 @@ def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='f
     with timings.interval('walltime'):
         job = _Job(image, segments, stats, bands=bands, nodata=nodata, missing=missing,
                    transform=transform, block_rows=block_rows, num_threads=num_threads,
-                   timings=timings, progress=progress)
+                   executor=get_executor(executor), timings=timings, progress=progress)
         return job.run()
 
 
@@ -121,7 +133,7 @@ class _Job:
     """One call of :func:`segment_stats`, checked."""
 
     def __init__(self, image, segments, stats, *, bands, nodata, missing, transform, block_rows,
-                 num_threads, timings, progress):
+                 num_threads, executor, timings, progress):
         check_num_threads(num_threads)
         self._stats = stats
         self._shape_stats = [stat for stat in stats if stat.is_shape]
@@ -150,17 +162,25 @@ class _Job:
         check_distinct([name for stat in stats for name in self._list_names(stat)])
         self._rows = _check_rows(block_rows, sources, len(self._bands))
         self._num_threads, self._timings, self._progress = num_threads, timings, progress
+        self._executor = executor
+        self._is_serial = isinstance(executor, SerialExecutor)
+        self._n_parts = count_parts(executor.n_workers, self._segments.shape)
+        self._check_sent(sources)
+
+    def _check_sent(self, sources):
+        """Raise OptionError for what cannot be sent to workers of other processes."""
+        if shares_memory(self._executor):
+            return
+        check_sent(self._executor, sources)
+        for stat in self._value_stats:
+            pack(stat, f'the function of {stat.column!r}')
 
     def run(self):
         """Return the table."""
-        shapes = ShapeStats(self._segments.shape, self._shape_stats)
-        for (first, _), labels in self._iter_strips('shapes', self._segments.read_labels):
-            with self._timings.interval('shapes'):
-                shapes.add(labels, first)
-        shapes.finish()
-        bands, joint = self._measure_values(shapes.last_rows) if self._value_stats else ([], None)
+        shapes = self._measure_shapes()
+        values = self._measure_values(shapes) if self._value_stats else ValueResults([], {})
         with self._timings.interval('completion'):
-            return SegmentTable(shapes.ids, self._make_columns(shapes, bands, joint))
+            return SegmentTable(shapes.ids, self._make_columns(shapes, values))
 
     def _iter_strips(self, desc, read):
         def timed(first, stop):
@@ -173,36 +193,51 @@ class _Job:
             found = self._progress(found, total=len(strips), desc=desc)
         return found
 
-    def _measure_values(self, last_rows):
-        """Return the collectors of all bands, finished; and of all of them together."""
-        is_whole = self._image.dtype.kind in 'biu'
-        bands = [_Band(self._value_stats, last_rows, is_whole) for _ in self._bands]
-        joint = _Joint(self._value_stats, last_rows, len(self._bands))
-        height = self._segments.shape[0]
+    def _measure_shapes(self):
+        """Return the ShapeStats of all segments, finished."""
+        shapes = ShapeStats(self._segments.shape, self._shape_stats)
+        if self._is_serial:
+            for (first, _), labels in self._iter_strips('shapes', self._segments.read_labels):
+                with self._timings.interval('shapes'):
+                    shapes.add(labels, first)
+            shapes.finish()
+            return shapes
+        task = ShapeTask(self._segments, tuple(self._shape_stats), self._rows,
+                         self._num_threads > 1)
+        spans = divide_rows(self._segments.shape[0], self._rows, self._n_parts)
+        rows = {}
+        with closing(self._run_parts('shapes', task, spans, lambda span: (
+                f'measuring shapes in the rows {span[0]} to {span[1]} of '
+                f'{self._segments.name}'))) as found:
+            for _, (ids, columns, edges) in found:
+                shapes.merge(ids, columns)
+                rows.update(edges)
+        if shapes.looks_around:
+            shapes.join(rows, [first for first, _ in spans[1:]])
+        shapes.trim()
+        return shapes
 
-        def read(first, stop):
-            return (self._segments.read_labels(first, stop),
-                    self._image.read_rows(first, stop, self._bands))
+    def _run_parts(self, desc, task, parts, describe):
+        """Yield (part, result) of a task whose results come with their timings."""
+        with closing(self._executor.run(task, parts, describe=describe)) as found:
+            steps = found if self._progress is None else self._progress(
+                found, total=len(parts), desc=desc)
+            for part, (result, timings) in steps:
+                self._timings.merge(timings)
+                yield part, result
 
-        with ExitStack() as stack:
-            n_threads = min(self._num_threads, len(bands))
-            share = (stack.enter_context(ThreadPoolExecutor(n_threads, 'cocoseg-stats')).map
-                     if n_threads > 1 else map)
-            for (first, stop), (labels, block) in self._iter_strips('values', read):
-                with self._timings.interval('accumulation'):
-                    def add(place, strip=(labels, block, first, stop)):
-                        labels, block, first, stop = strip
-                        values = as_values(block[:, :, place], self._nodata[place],
-                                           self._image.name)
-                        bands[place].add(labels, values, first, stop)
-                        return values if joint.is_wanted else None
-
-                    values = list(share(add, range(len(bands))))
-                    joint.add(labels, values, first, stop)
-            with self._timings.interval('completion'):
-                list(share(lambda band: band.finish(height), bands))
-                joint.finish(height)
-        return bands, joint
+    def _measure_values(self, shapes):
+        """Return the ValueResults of all segments."""
+        measure = ValueStats(self._segments, self._image, self._bands, self._nodata,
+                             tuple(self._value_stats), self._rows, self._num_threads)
+        parts = [] if self._is_serial else divide_segments(
+            shapes.ids, shapes.first_rows, shapes.last_rows, self._rows, self._n_parts)
+        if not parts:
+            return measure.measure(shapes.last_rows, self._timings, progress=self._progress)
+        with closing(self._run_parts('values', measure, parts, lambda part: (
+                f'measuring {len(part.ids)} segments in the rows {part.first} to {part.stop} of '
+                f'{self._image.name}'))) as found:
+            return join_parts(found, shapes.n_labels)
 
     def _list_names(self, stat):
         """Return the names of the columns of one statistic."""
@@ -210,15 +245,16 @@ class _Job:
             return stat.shape_columns
         return [stat.column + suffix for suffix in ([''] if stat.is_joint else self._suffixes)]
 
-    def _make_columns(self, shapes, bands, joint):
+    def _make_columns(self, shapes, values):
         """Return the columns by name, in the wanted order."""
         columns = {}
         for stat in self._stats:
             if stat.is_shape:
                 columns.update(shapes.make_columns(stat, self._geotransform))
                 continue
-            for name, part in zip(self._list_names(stat), [joint] if stat.is_joint else bands):
-                columns[name] = self._fill(part.results[stat.column], stat, shapes.ids)
+            for name, part in zip(self._list_names(stat),
+                                  [values.joint] if stat.is_joint else values.bands):
+                columns[name] = self._fill(part[stat.column], stat, shapes.ids)
         return columns
 
     def _fill(self, values, stat, ids):
@@ -234,72 +270,6 @@ class _Job:
         if fill is None:
             fill = MISSING if dtype.kind == 'i' else np.nan
         return np.where(np.isnan(column), fill, column).astype(dtype)
-
-
-class _Band:
-    """What is collected of one band."""
-
-    def __init__(self, stats, last_rows, is_whole):
-        self._stats = stats
-        kinds = {stat.kind for stat in stats}
-        self._percents = [stat.percent for stat in stats if stat.percent is not None]
-        self._wants_mode = 'mode' in kinds
-        self._users = [stat for stat in stats if stat.user is not None and not stat.is_joint]
-        self._moments = (Moments(len(last_rows) - 1, is_whole) if kinds & set(MOMENTS) else None)
-        self._distributions = (
-            Distributions(last_rows, self._percents, self._wants_mode, is_whole)
-            if self._percents or self._wants_mode else None)
-        self._pixels = (SegmentPixels(last_rows, [stat.user for stat in self._users])
-                        if self._users else None)
-        self.results = {}
-
-    def add(self, labels, values, first, stop):
-        if self._moments is not None:
-            self._moments.add(labels, values)
-        if self._distributions is not None:
-            self._distributions.add(labels, values, stop)
-        if self._pixels is not None:
-            self._pixels.add(labels, values[None], first, stop)
-
-    def finish(self, height):
-        if self._pixels is not None:
-            self.results.update(zip([stat.column for stat in self._users],
-                                    self._pixels.finish(height)))
-        moments = self._moments.finish() if self._moments is not None else {}
-        orders = (self._distributions.finish(height) if self._distributions is not None
-                  else None)
-        place = 0
-        for stat in self._stats:
-            if stat.kind in MOMENTS:
-                self.results[stat.column] = moments[stat.kind]
-            elif stat.percent is not None:
-                self.results[stat.column] = orders[:, place]
-                place += 1
-            elif stat.kind == 'mode':
-                self.results[stat.column] = orders[:, -1]
-
-
-class _Joint:
-    """What is collected of all bands together."""
-
-    def __init__(self, stats, last_rows, n_bands):
-        users = [stat for stat in stats if stat.is_joint]
-        self._columns = [stat.column for stat in users]
-        self._pixels = (SegmentPixels(last_rows, [stat.user for stat in users], n_bands)
-                        if users else None)
-        self.results = {}
-
-    @property
-    def is_wanted(self):
-        return self._pixels is not None
-
-    def add(self, labels, values, first, stop):
-        if self.is_wanted:
-            self._pixels.add(labels, np.stack(values), first, stop)
-
-    def finish(self, height):
-        if self.is_wanted:
-            self.results = dict(zip(self._columns, self._pixels.finish(height)))
 
 
 def _check_missing(missing):

@@ -3,18 +3,20 @@ Segment rasters of any size: tile by tile, put together without seams.
 
 The clusters are fitted once, to a sample of the whole raster, so that all
 tiles see the same ones. Each tile is read and segmented by itself, in any
-order; the tiles are put together and written by the caller's thread.
+order, thread or process; the caller's thread puts them together and writes.
 """
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import logging
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -32,6 +34,8 @@ from cocoseg.shepherd.raster import SegmentSource
 from cocoseg.shepherd.recode import TileRecoder
 from cocoseg.shepherd.sampling import sample_raster
 from cocoseg.shepherd.segment import segment_pixels
+from cocoseg.shepherd.tile_store import (
+    TileCut, TileStore, check_sent, keep_labels, shares_memory)
 from cocoseg.shepherd.tiles import TilePlan
 from cocoseg.stitch.label import LabelStitcher
 
@@ -103,8 +107,11 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
             tile, px. Memory is about 30 bytes per pixel of a tile and worker,
             beside the tile itself.
         overlap (int | tuple[int, int]): px that neighboring tiles share; even.
-        executor (str | Executor): 'serial', 'threads', 'threads:N', or an
-            executor; see :func:`cocoseg.get_executor`.
+        executor (str | Executor): 'serial', 'threads', 'threads:N',
+            'processes:N', 'dask', or an executor; see
+            :func:`cocoseg.get_executor`. Workers of other processes read
+            ``src`` by its path, and leave their tiles in a hidden folder beside
+            ``dst``, which all of them must see; it is removed at the end.
         kmeans (KMeans | ndarray | None): fitted clusters, or their centres
             (K, B); None fits them.
         bands (Sequence[int] | None): to use, counted from 0; None is all.
@@ -121,10 +128,12 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
             segment, in the attribute table, or with 'COG' in ``table``.
         compress (str): codec of a COG; see :func:`cocoseg.write_cog`.
         blocksize (int): side of the tiles of a COG, px.
-        max_concurrent_reads (int): tiles that are read at a time.
+        max_concurrent_reads (int): tiles that are read at a time, by threads of
+            this process. Each worker of another process reads one at a time.
         tile_timeout (float | None): seconds that one tile may take.
         num_threads (int | None): threads that share the work within a tile;
-            None is all CPUs over the workers of the executor.
+            None is all CPUs over the workers of the executor, and 1 where
+            these are other processes.
         progress (Callable | None): wraps an iterable, called with ``total``
             and ``desc``; for example ``ubelt.ProgIter``.
 
@@ -133,7 +142,8 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
 
     Raises:
         OptionError: for an option that cannot be used, such as a tile that is
-            not larger than the overlap, or fewer distinct pixels than clusters.
+            not larger than the overlap, fewer distinct pixels than clusters, or
+            an array of more than 16 MiB for workers of other processes.
         NodataError: if the bands differ in their nodata value.
         OSError: if the raster cannot be read.
         AssetWriteError: if ``dst`` cannot be written. All these are raised
@@ -160,6 +170,7 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
         if recode not in RECODES:
             raise OptionError(f'recode={recode!r} is unknown; use one of {RECODES}')
         source = SegmentSource.open(src, bands, nodata)
+        check_sent(run.executor, [source.source])
         plan = TilePlan.make(source.shape, tile_size, overlap, config.is_compat)
         output = LabelOutput.make(dst, driver, creation_options, table, colors)
         centres = None if kmeans is None else as_centres(kmeans, source.n_bands)
@@ -186,6 +197,39 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
     return result
 
 
+@dataclass(frozen=True)
+class _TileTask:
+    """
+    What a worker does with one tile. Can be pickled.
+
+    ``cut`` is called with window, labels and image; what it returns is saved
+    in ``store``, if there is one. Returns that, and the timings.
+    """
+
+    source: SegmentSource
+    centres: np.ndarray
+    limit: Any
+    config: ShepherdConfig
+    predict: Callable | None
+    num_threads: int
+    cut: Callable
+    store: TileStore | None = None
+
+    def __call__(self, window, reads=None):
+        timings = Timings()
+        with timings.interval('reading'), reads or contextlib.nullcontext():
+            image = self.source.read(window)
+        with timings.interval('segmentation'):
+            valid = find_valid(image, self.source.nodata, num_threads=self.num_threads)
+            labels = segment_pixels(image, valid, self.centres, self.limit, self.config,
+                                    num_threads=self.num_threads, predict=self.predict)[0]
+            found = self.cut(window, labels, image)
+        if self.store is not None:
+            with timings.interval('storing'):
+                found = self.store.save(window, found)
+        return found, timings
+
+
 class _Run:
     """What the stages of one segmentation share."""
 
@@ -198,7 +242,9 @@ class _Run:
         if tile_timeout is not None and not tile_timeout > 0:
             raise OptionError(f'tile_timeout={tile_timeout!r} must be seconds, above 0, or None')
         self.config, self.timings, self.executor = config, timings, executor
-        self.num_threads = num_threads or max(count_cpus() // executor.n_workers, 1)
+        self.shares_memory = shares_memory(executor)
+        self.num_threads = num_threads or (
+            max(count_cpus() // executor.n_workers, 1) if self.shares_memory else 1)
         self.reads = threading.BoundedSemaphore(max_concurrent_reads)
         self.tile_timeout, self.progress = tile_timeout, progress
 
@@ -222,28 +268,39 @@ class _Run:
                 return read(window)
         return limited
 
-    def iter_tiles(self, source, plan, centres, limit, kmeans, cut, ordered):
-        """Yield (window, what ``cut`` makes of its labels and pixels)."""
-        predict = getattr(kmeans, 'predict', None) if self.config.is_compat else None
-
-        def segment(window):
-            with self.timings.interval('reading'):
-                with self.reads:
-                    image = source.read(window)
-            with self.timings.interval('segmentation'):
-                valid = find_valid(image, source.nodata, num_threads=self.num_threads)
-                labels = segment_pixels(image, valid, centres, limit, self.config,
-                                        num_threads=self.num_threads, predict=predict)[0]
-                return cut(window, labels, image)
-
-        tiles = self.executor.run(
-            segment, plan, ordered=ordered, timeout=self.tile_timeout,
-            describe=lambda window: f'tile {plan.locate(window)} at {window} of {source.name}')
-        with contextlib.closing(tiles):
+    def iter_tiles(self, source, plan, centres, limit, kmeans, writer, cut, ordered):
+        """Yield (window, what ``cut`` makes of its labels and pixels), to be let go of soon."""
+        with contextlib.ExitStack() as stack:
+            store = None if self.shares_memory else stack.enter_context(
+                TileStore.open_beside(writer.fpath, plan))
+            task = _TileTask(source, centres, limit, self.config, self._find_predict(kmeans),
+                             self.num_threads, cut, store)
+            tiles = stack.enter_context(contextlib.closing(self.executor.run(
+                functools.partial(task, reads=self.reads) if self.shares_memory else task,
+                plan, ordered=ordered, timeout=self.tile_timeout,
+                describe=lambda window: f'tile {plan.locate(window)} at {window} of '
+                                        f'{source.name}')))
             steps = self._time_waits(tiles)
             if self.progress is not None:
                 steps = self.progress(steps, total=len(plan), desc='segment')
-            yield from steps
+            # Nothing here holds a tile that was handed out.
+            tiles = map(self._take, steps)
+            yield from tiles if store is None else store.iter_loaded(tiles)
+
+    def _take(self, step):
+        window, (found, timings) = step
+        self.timings.merge(timings)
+        return window, found
+
+    def _find_predict(self, kmeans):
+        """Return what decides between centres that are equally near, with ``compat``."""
+        if not self.config.is_compat or not hasattr(kmeans, 'predict'):
+            return None
+        if not self.shares_memory and hasattr(kmeans, 'labels_'):
+            # It goes with each task, and needs no clusters of samples.
+            kmeans = copy.copy(kmeans)
+            del kmeans.labels_
+        return kmeans.predict
 
     def _time_waits(self, tiles):
         """Count the seconds that the stitching waits for tiles, where others make them."""
@@ -258,17 +315,21 @@ class _Run:
 
     def stitch(self, source, plan, centres, limit, kmeans, writer, recode):
         """Put tiles together whose segments are matched where they overlap."""
+        connectivity = 4 if self.config.four_connected else 8
+        min_size = self.config.min_segment_size
         stitcher = LabelStitcher(
-            source.shape, list(plan), sink=writer,
-            connectivity=4 if self.config.four_connected else 8,
+            source.shape, list(plan), sink=writer, connectivity=connectivity,
             match='overlap' if recode == 'overlap' else 'none',
-            min_size=self.config.min_segment_size, max_difference=float(limit),
+            min_size=min_size, max_difference=float(limit),
             spill_dir=os.path.dirname(os.path.abspath(writer.fpath)))
-        with contextlib.closing(stitcher):
-            for _, tile in self.iter_tiles(source, plan, centres, limit, kmeans, stitcher.cut,
-                                           ordered=False):
+        cut = TileCut(source.shape, plan, connectivity, min_size)
+        with contextlib.closing(stitcher), contextlib.closing(self.iter_tiles(
+                source, plan, centres, limit, kmeans, writer, cut, ordered=False)) as tiles:
+            for _, tile in tiles:
                 with self.timings.interval('stitchtiles'):
                     stitcher.insert(tile)
+                # The file of its pieces may be removed.
+                del tile
             with self.timings.interval('stitchtiles'):
                 stitcher.finalize()
         return {'n_segments': stitcher.n_labels, 'sizes': stitcher.sizes,
@@ -278,14 +339,16 @@ class _Run:
         """Put tiles together as pyshepseg does, row by row."""
         recoder = TileRecoder(plan, is_simple=recode == 'simple')
         sizes = np.zeros(1, np.int64)
-        for window, labels in self.iter_tiles(source, plan, centres, limit, kmeans,
-                                              lambda window, labels, image: labels, ordered=True):
-            with self.timings.interval('stitchtiles'):
-                core, ids = recoder.recode(window, labels)
-                writer.write_block(core, ids[..., None])
-                counts = np.bincount(ids.ravel(), minlength=len(sizes))
-                counts[:len(sizes)] += sizes
-                sizes = counts
+        with contextlib.closing(self.iter_tiles(source, plan, centres, limit, kmeans, writer,
+                                                keep_labels, ordered=True)) as tiles:
+            for window, labels in tiles:
+                with self.timings.interval('stitchtiles'):
+                    core, ids = recoder.recode(window, labels)
+                    del labels
+                    writer.write_block(core, ids[..., None])
+                    counts = np.bincount(ids.ravel(), minlength=len(sizes))
+                    counts[:len(sizes)] += sizes
+                    sizes = counts
         sizes[0] = 0
         is_empty = bool((sizes[1:] == 0).any())
         if is_empty:

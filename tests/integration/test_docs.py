@@ -141,6 +141,7 @@ def get_options():
     """Return the option names of each subcommand."""
     from cocoseg.cli.demo import DemoConfig
     from cocoseg.cli.mask import MaskConfig
+    from cocoseg.cli.plan import PlanConfig
     from cocoseg.cli.predict import PredictConfig
     from cocoseg.cli.segment import SegmentConfig
     from cocoseg.cli.stats import StatsConfig
@@ -148,8 +149,8 @@ def get_options():
     from cocoseg.cli.verify import VerifyConfig
     from cocoseg.cli.watershed import WatershedConfig
     return {config.__command__: set(config.__default__)
-            for config in (DemoConfig, MaskConfig, PredictConfig, SegmentConfig, StatsConfig,
-                           SubsetConfig, VerifyConfig, WatershedConfig)}
+            for config in (DemoConfig, MaskConfig, PlanConfig, PredictConfig, SegmentConfig,
+                           StatsConfig, SubsetConfig, VerifyConfig, WatershedConfig)}
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -165,7 +166,7 @@ def test_commands_exist(name):
 def test_commands_are_found():
     """The test above sees the commands of the page that lists them."""
     commands = {words[1] for words in list_commands(read_page('docs/reference/cli.rst'))}
-    assert commands == {'demo', 'mask', 'predict', 'segment', 'stats', 'subset', 'verify',
+    assert commands == {'demo', 'mask', 'plan', 'predict', 'segment', 'stats', 'subset', 'verify',
                         'watershed', '--help', '--version'}
 
 

@@ -1,14 +1,22 @@
 """Executors: the same results everywhere, bounded work, errors that name the task."""
+import functools
+import io
+import multiprocessing
+import os
 import pickle
+import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from cocoseg import get_executor
+from cocoseg.engine import payload
 from cocoseg.engine.executors import Executor, SerialExecutor, ThreadExecutor
+from cocoseg.engine.process_executor import get_cpu_variables, set_cpu_share
 from cocoseg.machine import count_cpus, share_rows, split_rows
-from cocoseg.errors import OptionError, TaskError, TaskTimeoutError
+from cocoseg.errors import MissingDependencyError, OptionError, TaskError, TaskTimeoutError
 
 SPECS = ['serial', 'threads:1', 'threads:3']
 
@@ -123,10 +131,29 @@ def test_no_thread_is_left():
 
 
 @pytest.mark.parametrize('spec', ['', 'thread', 'threads:0', 'threads:x', 'serial:2', 3, None,
-                                  'dask'])
+                                  'processes:0', 'processes:00', 'dask:', 'dask:0',
+                                  'dask:host:8786', 'dask:tcp://', 'processes:tcp://host:1',
+                                  'process'])
 def test_unknown_executors(spec):
-    with pytest.raises(OptionError, match='executor='):
+    with pytest.raises(OptionError, match="executor=.*'serial'.*'processes:N'.*'dask:tcp://"):
         get_executor(spec)
+
+
+def test_executors_of_processes_start_nothing_before_they_run():
+    before = multiprocessing.active_children()
+    for spec, n_workers in [('processes', count_cpus()), ('processes:1', 1)]:
+        executor = get_executor(spec)
+        assert isinstance(executor, Executor)
+        assert (executor.n_workers, executor.shares_memory) == (n_workers, False)
+    assert multiprocessing.active_children() == before
+    assert get_executor('serial').shares_memory and get_executor('threads').shares_memory
+
+
+def test_dask_that_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'distributed', None)
+    for spec in ['dask', 'dask:2', 'dask:tcp://127.0.0.1:1']:
+        with pytest.raises(MissingDependencyError, match=r'pip install cocoseg\[dask\]'):
+            get_executor(spec)
 
 
 def test_more_threads_than_cpus_are_a_warning(caplog):
@@ -135,6 +162,8 @@ def test_more_threads_than_cpus_are_a_warning(caplog):
     assert caplog.text == ''
     assert get_executor(f'threads:{n_cpus + 1}').n_workers == n_cpus + 1
     assert f'more threads than the {n_cpus} CPUs' in caplog.text
+    get_executor(f'processes:{n_cpus + 1}')
+    assert f'more workers than the {n_cpus} CPUs' in caplog.text
 
 
 def test_an_executor_is_returned_as_it_is():
@@ -156,3 +185,116 @@ def test_rows_are_shared_without_gap(n_rows, n_parts):
 def test_an_error_in_a_part_is_raised():
     with pytest.raises(ZeroDivisionError):
         share_rows(lambda first, stop: 1 // first, 4, 2)
+
+
+# -- what goes to other processes
+
+def test_what_is_packed_comes_back():
+    for value in [3, {'a': (1, 2)}, np.arange(5).tolist(), abs]:
+        assert payload.unpack(payload.pack(value, 'it')) == value
+
+
+def test_lambdas_need_cloudpickle(monkeypatch):
+    pytest.importorskip('cloudpickle')
+    offset = 3
+    assert payload.unpack(payload.pack(lambda task: task + offset, 'it'))(4) == 7
+    monkeypatch.setitem(sys.modules, 'cloudpickle', None)
+    with pytest.raises(OptionError, match='the function cannot be sent.*can be imported'):
+        payload.pack(lambda task: task, 'the function')
+    assert payload.unpack(payload.pack(abs, 'it')) is abs
+
+
+def test_what_can_never_be_packed():
+    for value in [threading.Lock(), functools.partial(print, file=io.TextIOWrapper(io.BytesIO()))]:
+        with pytest.raises(OptionError, match='tile 3 cannot be sent to another process'):
+            payload.pack(value, 'tile 3')
+
+
+@pytest.mark.parametrize('plain', [False, True])
+def test_what_is_too_large_is_refused_before_it_is_copied(monkeypatch, plain):
+    if plain:
+        monkeypatch.setitem(sys.modules, 'cloudpickle', None)
+    payload.pack(np.zeros(payload.MAX_BYTES - 1000, 'u1'), 'it')
+    with pytest.raises(OptionError, match='tile 3 is larger than 16 MiB.*path.*Zarr'):
+        payload.pack({'pixels': np.zeros(payload.MAX_BYTES + 1, 'u1')}, 'tile 3')
+
+
+def call(token, task):
+    """Return the result of a task by the function that is kept."""
+    return payload.unpack(payload.call_packed(token, payload.pack(task, 'task')))
+
+
+def test_a_worker_keeps_functions_until_they_are_forgotten():
+    for number in range(3):
+        payload.keep_function(f'run {number}', payload.pack(number.__add__, 'it'))
+    assert [call(f'run {number}', 10) for number in (0, 1, 2, 0)] == [10, 11, 12, 10]
+    # A second worker in this process keeps it until it forgets it as well.
+    payload.keep_function('run 1', payload.pack((1).__add__, 'it'))
+    payload.forget_function('run 1')
+    assert call('run 1', 10) == 11
+    for _ in range(2):
+        payload.forget_function('run 1')
+    with pytest.raises(TaskError, match='does not have the function'):
+        call('run 1', 10)
+    payload.keep_function('run 3', payload.pack(abs, 'it'), only=True)
+    with pytest.raises(TaskError, match='does not have the function'):
+        call('run 0', 10)
+    assert call('run 3', -1) == 1
+    payload.forget_function('run 3')
+
+
+class _Stubborn(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, one, two):
+        super().__init__(f'{one} and {two}')
+        self.lock = threading.Lock()
+
+
+def test_errors_that_cannot_travel_are_told():
+    def fail(task):
+        raise _Stubborn(task, 2)
+    payload.keep_function('stubborn', payload.pack(fail, 'it'))
+    with pytest.raises(RuntimeError, match='_Stubborn: 1 and 2') as caught:
+        payload.call_packed('stubborn', payload.pack(1, 'task'))
+    assert isinstance(caught.value.__cause__, Exception)
+    payload.forget_function('stubborn')
+
+
+def test_the_share_of_the_cpus_is_an_upper_bound(monkeypatch):
+    monkeypatch.setattr(os, 'environ', {'OMP_NUM_THREADS': '1', 'GDAL_NUM_THREADS': 'ALL_CPUS'})
+    monkeypatch.setitem(sys.modules, 'threadpoolctl', None)
+    set_cpu_share(3)
+    found = {name: os.environ[name] for name in get_cpu_variables(1)}
+    assert found.pop('OMP_NUM_THREADS') == '1'
+    assert set(found.values()) == {'3'} and {'GDAL_NUM_THREADS', 'COCOSEG_NUM_CPUS'} <= set(found)
+
+
+def test_tasks_that_come_back_beside_one_that_failed_are_not_waited_for():
+    """They were taken from the queue with it, and the end of the run waited for ever."""
+    from concurrent.futures import Future
+
+    from cocoseg.engine.payload import pack
+    from cocoseg.engine.remote_run import RemoteRun
+
+    class Together(RemoteRun):
+        """All tasks come back at once, and the first has failed."""
+
+        def find_max_pending(self):
+            return 3
+
+        def send(self, handed):
+            handed.future = Future()
+            if handed.number == 0:
+                handed.future.set_exception(ZeroDivisionError('no water'))
+            else:
+                handed.future.set_result(pack(handed.task, 'the result'))
+            self.arrived.put(handed)
+
+        def find_error(self, handed):
+            return handed.future.exception(), False
+
+    run = Together(abs, repr, None)
+    with pytest.raises(TaskError, match='no water'):
+        list(run.iterate(iter(range(3)), False))
+    assert run.list_away() == []

@@ -1,0 +1,144 @@
+"""predict_dataset on processes and dask: the bytes and the manifest of the serial run."""
+import json
+import os
+
+import numpy as np
+import pytest
+
+from cocoseg import ShepherdConfig, ShepherdPredictor, get_executor, mask_dataset, predict_dataset
+from cocoseg.errors import ChannelCollisionError, OptionError, TaskError
+
+
+@pytest.fixture(scope='module', params=['processes:2', 'dask'])
+def executor(request):
+    if request.param == 'dask':
+        pytest.importorskip('distributed')
+    return get_executor(request.param)
+
+
+@pytest.fixture(scope='module')
+def src(tmp_path_factory):
+    """Return the packaged video, as a manifest."""
+    return make_source(tmp_path_factory.mktemp('src'))
+
+
+def make_source(folder):
+    import kwcoco
+    from cocoseg import write_cog
+    dset = kwcoco.CocoDataset()
+    dset.fpath = os.path.join(folder, 'src.kwcoco.json')
+    video = dset.add_video(name='place', width=150, height=120)
+    for number in range(4):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(1, 200, (120 + number, 150, 3)).astype(np.uint8)
+        pixels[:40, :70] = 0
+        write_cog(os.path.join(folder, f'{number}.tif'), pixels, nodata=0, crs=32618,
+                  transform=(500, 10, 0, 800, 0, -10))
+        image_id = dset.add_image(
+            name=['a', 'A', 'b/c', 'd'][number], width=150, height=120 + number, video_id=video,
+            frame_index=number, warp_img_to_vid={'scale': 1}, timestamp=number)
+        dset.add_asset(image_id, file_name=f'{number}.tif', channels='r|g|b', width=150,
+                       height=120 + number, warp_aux_to_img={'scale': 1})
+    dset.dump()
+    return dset.fpath
+
+
+def brightness(image):
+    """A predictor that can be imported."""
+    return image.mean(axis=2, keepdims=True) / 255
+
+
+def fail_on_the_third(image):
+    if image.shape[0] > 0 and np.nanmax(image) > 0 and fail_on_the_third.when(image):
+        raise ZeroDivisionError('no water here')
+    return image[..., :1]
+
+
+def is_large(image):
+    """Images are told by their noise."""
+    return bool(np.nansum(image) % 7 < 3)
+
+
+fail_on_the_third.when = is_large
+
+
+def read_bundle(folder):
+    """Return the files by name, and the images of the manifest."""
+    files = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith('.tif'):
+                path = os.path.join(where, name)
+                with open(path, 'rb') as file:
+                    files[os.path.relpath(path, folder)] = file.read()
+    with open(os.path.join(folder, 'out.kwcoco.json')) as file:
+        data = json.load(file)
+    images = sorted(data['images'], key=lambda img: img['id'])
+    annots = sorted((sorted((k, str(v)) for k, v in ann.items() if k != 'id')
+                     for ann in data['annotations']))
+    return files, images, annots
+
+
+def run(src, folder, executor, predictor=brightness, **options):
+    return predict_dataset(src, folder / 'out.kwcoco.json', predictor, 48, 16, executor=executor,
+                           **{'out_channels': 'bright', 'expected_minmax': (0, 1), **options})
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'space': 'image', 'batch_size': 1, 'prefetch': 0},
+    {'layers': ['mask', 'disagreement'], 'write_preds': True, 'thresh': 0.3},
+    {'mask': 'nodata'}], ids=['plain', 'image', 'layers', 'mask'])
+def test_bytes_and_manifest_are_those_of_one_process(executor, src, tmp_path, options):
+    run(src, tmp_path / 'serial', 'serial', **options)
+    run(src, tmp_path / 'other', executor, **options)
+    assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+    hidden = [name for _, _, names in os.walk(tmp_path / 'other') for name in names
+              if name.endswith('.tmp')]
+    assert hidden == []
+
+
+def test_segments_with_clusters_of_all_images(executor, src, tmp_path):
+    def make():
+        return ShepherdPredictor(ShepherdConfig(n_clusters=5, min_segment_size=9), num_threads=1)
+    for name, one in (('serial', 'serial'), ('other', executor)):
+        predict_dataset(src, tmp_path / name / 'out.kwcoco.json', make(), 64, 16, executor=one)
+    assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+
+
+def test_a_failure_names_the_image_and_the_rest_is_resumed(executor, src, tmp_path):
+    with pytest.raises(TaskError, match=r"image \d '.*' failed.*ZeroDivisionError: no water"):
+        run(src, tmp_path / 'cut', executor, fail_on_the_third, settings={'predictor': 'same'})
+    run(src, tmp_path / 'cut', executor, brightness, settings={'predictor': 'same'}, resume=True)
+    run(src, tmp_path / 'whole', 'serial')
+    # Nobody did an image twice into another file.
+    assert set(read_bundle(tmp_path / 'cut')[0]) == set(read_bundle(tmp_path / 'whole')[0])
+
+
+def test_what_is_done_is_not_done_again(executor, src, tmp_path):
+    run(src, tmp_path / 'a', executor, image_ids=[1, 2])
+    before = {name: os.stat(tmp_path / 'a' / name).st_mtime_ns
+              for name in read_bundle(tmp_path / 'a')[0]}
+    run(src, tmp_path / 'a', executor, resume=True)
+    run(src, tmp_path / 'whole', 'serial')
+    assert read_bundle(tmp_path / 'a') == read_bundle(tmp_path / 'whole')
+    assert all(os.stat(tmp_path / 'a' / name).st_mtime_ns == when for name, when in before.items())
+
+
+def test_collisions_are_found_before_anything_is_written(executor, src, tmp_path):
+    run(src, tmp_path / 'a', 'serial')
+    with pytest.raises(ChannelCollisionError):
+        predict_dataset(tmp_path / 'a' / 'out.kwcoco.json', tmp_path / 'b' / 'out.kwcoco.json',
+                        brightness, 48, 16, out_channels='bright', executor=executor)
+    assert not [name for _, _, names in os.walk(tmp_path / 'b') for name in names
+                if name.endswith('.tif')]
+
+
+def test_masks_of_datasets(executor, src, tmp_path):
+    for name, one in (('serial', 'serial'), ('other', executor)):
+        mask_dataset(src, tmp_path / name / 'out.kwcoco.json', valid_region=True, executor=one)
+    assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+
+
+def test_threads_are_not_for_predictors(src, tmp_path):
+    with pytest.raises(OptionError, match='prefetch'):
+        run(src, tmp_path / 'a', 'threads:2')
