@@ -3,7 +3,8 @@ cocoseg: the streaming stitcher for window-by-window predictions.
 
 Windows of a model's output go in, in any order; finished Cloud-Optimized
 GeoTIFFs, registered in a kwcoco manifest, come out. Import order of the
-package, low to high: errors, protocols <- grid <- stitch, engine, io <- coco <- cli.
+package, low to high: errors, protocols <- grid, labels <- stitch, engine, io <-
+shepherd, postprocess <- coco <- cli.
 
 Names are loaded when first used, so that ``import cocoseg`` stays cheap and
 works without GDAL.

@@ -89,6 +89,11 @@ class BlockRun:
             raise OptionError(f'upstream={wrong[0]!r} is neither a future nor a function')
 
     @property
+    def is_resumable(self):
+        """True if results of blocks are kept for a later run."""
+        return self.resume or self.keep_tmpdir or self.workdir is not None
+
+    @property
     def shares_memory(self):
         """True if blocks are done in this process; else tasks and results are files."""
         return getattr(self.executor, 'shares_memory', True)

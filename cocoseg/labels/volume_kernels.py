@@ -11,17 +11,9 @@ that they touch, so that no voxel has more than four rows to look at.
 import numpy as np
 from numba import njit
 
+from cocoseg.labels.component_kernels import _find_root
+
 _COMMON = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
-
-
-@njit(inline='always', **_COMMON)
-def _find_root(parents, p):
-    """Return the root of a voxel; let those on the way point to the one after the next."""
-    q = np.int64(parents[p]) - 1
-    while q != p:
-        parents[p] = parents[q]
-        p, q = q, np.int64(parents[q]) - 1
-    return p
 
 
 @njit(**_COMMON)

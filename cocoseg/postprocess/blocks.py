@@ -134,8 +134,7 @@ def map_blocks(func, source, sink=None, *, block_shape=1024, halo=0, roi=None, c
     with timings.interval('walltime'), contextlib.ExitStack() as stack:
         run.finish_upstream()
         # Workers elsewhere leave their results in files, too.
-        is_kept = (run.resume or run.keep_tmpdir or run.workdir is not None
-                   or not run.shares_memory)
+        is_kept = run.is_resumable or not run.shares_memory
         store = stack.enter_context(open_store(sink, run, make_key)) if is_kept else None
         output = stack.enter_context(_Output(sink, grid, sources[0], overwrite, sink_options))
         for outcome in run_blocks(work, grid, run, name=sources[0].name, check=check and

@@ -50,8 +50,7 @@ def open_store(dst, run, make_key):
         sweep_temporaries(parent)
     if folder is None:
         folder = tempfile.mkdtemp(prefix='cocoseg-blocks-')
-    is_kept = run.resume or run.keep_tmpdir or run.workdir is not None
-    store = BlockStore(folder, make_key() if is_kept else None, run.resume)
+    store = BlockStore(folder, make_key() if run.is_resumable else None, run.resume)
     try:
         with store:
             yield store
