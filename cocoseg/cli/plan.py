@@ -26,6 +26,7 @@ _ONLY = {
     'label_size': (400.0, ('watershed', 'segment')),
     'batch_size': (1, ('predict',)),
     'prefetch': (2, ('predict',)),
+    'split': ('auto', ('predict',)),
     'predictor': (None, ('predict',)),
     'resume': (False, ('blocks',)),
     'write_rate': (100.0, ('blocks', 'watershed', 'segment')),
@@ -87,10 +88,13 @@ class PlanConfig(kwconf.Config):
         'of a watershed or to segment: px of an object on average, a guess'))
     batch_size = kwconf.Value(1, type=int, help='to predict: windows per call')
     prefetch = kwconf.Value(2, type=int, help='to predict: batches between two stages')
+    split = kwconf.Value('auto', choices=['auto', 'images', 'rows'], help=(
+        'to predict: images: one on each worker; rows: all workers share the windows of an image; '
+        'auto: rows of those that are more than the share of a worker'))
     resume = kwconf.Flag(False, help='of blocks: results are kept in files until all are done')
     executor = kwconf.Value('serial', type=str, help=(
         'serial, threads:N, processes:N, dask:N, or an address such as dask:tcp://…; to predict '
-        'no threads: each worker has an image'))
+        'no threads'))
     n_workers = kwconf.Value(None, type=int, help='of dask: workers of the cluster')
     rate = kwconf.Value(None, type=float, help='Mpx per second that one worker does')
     write_rate = kwconf.Value(100.0, type=float, help=(
@@ -103,7 +107,7 @@ class PlanConfig(kwconf.Config):
 
     @run_command
     def main(config):
-        from cocoseg.engine.plan import estimate_time, list_warnings, parse_executor
+        from cocoseg.engine.estimate import estimate_time, list_warnings, parse_executor
         _check_options(config)
         kind, n_workers = parse_executor(config.executor, config.n_workers)
         _check_kind(config['for'], kind)
@@ -285,18 +289,23 @@ def _make_plan(config, content, kind, n_workers):
 
 def _plan_predict(config, content, shape, n_images, kind, n_workers):
     from cocoseg.engine.plan import plan_predict
+    from cocoseg.engine.sharing import is_shared
     from cocoseg.grid.windows import WindowGrid
     from cocoseg.stitch.blend import BlendPlan
     window, overlap = _find_windows(config)
     n_channels, dtype = config.channels_out or 1, config.dtype or 'int16'
     grid, stitch_nbytes = WindowGrid(shape, window, overlap), None
+    n_all = sum(n_equal * len(WindowGrid(other, window, overlap))
+                for other, n_equal in content.counts.items())
     if len(grid) <= _MAX_FORECAST:
         stitch_nbytes = BlendPlan(grid).describe(n_bands=n_channels,
                                                  quantize_dtype=dtype).peak_nbytes
     return plan_predict(
         shape, window, overlap, n_bands=content.n_bands, n_channels=n_channels, dtype=dtype,
         n_images=n_images, n_workers=n_workers, batch_size=config.batch_size,
-        prefetch=config.prefetch, stitch_nbytes=stitch_nbytes)
+        prefetch=config.prefetch, stitch_nbytes=stitch_nbytes,
+        is_shared=kind in ('processes', 'dask') and is_shared(config.split, len(grid), n_all,
+                                                              n_workers))
 
 
 def _repeat(plan, n_images):

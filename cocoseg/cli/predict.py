@@ -63,6 +63,9 @@ class PredictConfig(kwconf.Config):
         'skip windows without valid pixels: nodata, or a channel that is 0 where masked'))
     executor = kwconf.Value('serial', type=str, help=(
         'who does the images: serial, processes:N, dask, or dask:ADDRESS of a scheduler'))
+    split = kwconf.Value('auto', choices=['auto', 'images', 'rows'], help=(
+        'images: one on each worker; rows: all workers share the windows of an image; auto: rows '
+        'of images that are more than the share of a worker'))
     resume = kwconf.Flag(False, help='take over the finished images of a run cut short')
 
     @run_command
@@ -81,7 +84,7 @@ class PredictConfig(kwconf.Config):
             prob_format=config.prob_format, prob_compress=config.prob_compress,
             layers=_split(config.layers), resume=config.resume, progress=show_progress,
             dump_interval=config.dump_interval, mask=config.mask,
-            executor=config.executor,
+            executor=config.executor, split=config.split,
             memory_budget=None if budget is None else int(budget * 2 ** 30))
         print(f'manifest  {os.path.abspath(result.fpath)}')
         print(f'images    {result.n_images}')

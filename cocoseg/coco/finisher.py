@@ -5,6 +5,7 @@ Owns the queue, the tasks on it, and the errors that nobody has seen yet.
 """
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -244,3 +245,19 @@ class Delegate:
         fpath = (os.path.join(self._table.manifest.bundle_dpath, files[0]['asset']['file_name'])
                  if files else None)
         self._finisher.take(record, fpath)
+
+    @contextlib.contextmanager
+    def open_folder(self):
+        """
+        Make a hidden folder beside the assets, for what waits to be stitched; remove it then.
+
+        Yields:
+            str: its path.
+
+        Raises:
+            BundleBusyError: if somebody else writes to the folder of assets.
+        """
+        from cocoseg.io.commit import temporary_folder
+        self._finisher.prepare()
+        with temporary_folder(os.path.join(self._table.folder, 'windows')) as folder:
+            yield folder

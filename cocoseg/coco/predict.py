@@ -6,23 +6,21 @@ the caller, in one order: each stage is an iterator over the one before.
 """
 from __future__ import annotations
 
-import itertools
 import logging
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from cocoseg.coco.dataset import list_image_ids, open_result
-from cocoseg.coco.geometry import stitchspace_dsize
 from cocoseg.coco.label_options import LabelOptions
 from cocoseg.coco.manager import CocoStitchingManager
-from cocoseg.coco.manifest import list_channels
-from cocoseg.coco.remote import predict_elsewhere
+from cocoseg.coco.predict_steps import BatchRunner, PredictLoop, WindowReader, check_mask
+from cocoseg.coco.remote import predict_images
+from cocoseg.coco.remote_windows import predict_windows_of
 from cocoseg.coco.sampling import fit_predictor
 from cocoseg.engine.executors import SerialExecutor, get_executor
-from cocoseg.engine.prefetch import Prefetcher, check_depth, iter_batches
-from cocoseg.errors import OptionError, WindowShapeError
+from cocoseg.engine.prefetch import check_depth
+from cocoseg.engine.sharing import check_split, choose_shared
+from cocoseg.errors import OptionError
 from cocoseg.grid.window import as_pair
 from cocoseg.grid.windows import WindowGrid
 
@@ -33,7 +31,7 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
                     out_channels=None, space='video', batch_size=1, fit='balanced',
                     image_ids=None, short_code='pred', progress=None, prefetch=2,
                     dump_interval=60.0, settings=None, mask=None, executor='serial',
-                    **manager_options):
+                    split='auto', **manager_options):
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 
@@ -81,6 +79,10 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
             threads of ``prefetch``. With processes or dask each worker does
             one image at a time, and writes its files; names, journal and
             manifest are those of the caller. The predictor is sent to them.
+        split (str): 'images': as above. 'rows': the windows of each image are
+            predicted by all workers, row by row, and stitched here, through
+            files beside the assets. 'auto' does so with images that are more
+            than a worker's share of all windows. The bytes are the same.
         **manager_options: for :class:`CocoStitchingManager`, such as
             ``expected_minmax``, ``prob_format``, ``resume``, ``memory_budget``,
             ``layers``. ``kind`` and ``label_options`` go before those of the
@@ -117,12 +119,13 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     """
     check_depth(prefetch, 'prefetch')
     executor = _check_executor(executor)
+    check_split(split)
     result = open_result(src, dst)
     image_ids = list_image_ids(result, image_ids)
-    read = _WindowReader(result, channels, space, image_ids[0], _check_mask(mask))
+    read = WindowReader(result, channels, space, image_ids[0], check_mask(mask))
     window = as_pair(window, 'window')
     kind = _find_kind(predictor, manager_options)
-    run = _BatchRunner(predictor, batch_size, kind == 'labels', skips=mask is not None)
+    run = BatchRunner(predictor, batch_size, kind == 'labels', skips=mask is not None)
     overlap = _overlap_pixels(overlap, window)
     grids = {image_id: WindowGrid(read.get_shape(image_id), window, overlap, fit)
              for image_id in image_ids}
@@ -145,52 +148,13 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         else:
             options = {'short_code': short_code, 'chan_code': out_channels,
                        'stitching_space': space, **manager_options}
-            predict_elsewhere(manager, loop, todo, options, executor, progress)
+            todo = {image_id: grids[image_id] for image_id in todo}
+            _predict_elsewhere(manager, loop, todo, split, options, executor, progress)
         manager.dump()
     if mask is not None:
         logger.info('mask=%r: %d of %d windows have no valid pixel and were not predicted', mask,
                     run.n_skipped, run.n_windows)
     return result
-
-
-@dataclass(frozen=True)
-class PredictLoop:
-    """
-    How windows are read and predicted; can be sent to workers if the predictor can.
-
-    Attributes:
-        runner (_BatchRunner): calls the predictor.
-        channels (str): of the input.
-        space, window, overlap, fit, batch_size, prefetch, mask: of
-            :func:`predict_dataset`, checked.
-    """
-
-    runner: Any
-    channels: str
-    space: str
-    window: tuple
-    overlap: tuple
-    fit: str
-    batch_size: int
-    prefetch: int
-    mask: str | None
-
-    def open(self, dset, image_ids):
-        """Return what reads windows, and the windows of images by id."""
-        read = _WindowReader(dset, self.channels, self.space, image_ids[0],
-                             _check_mask(self.mask))
-        return read, {image_id: WindowGrid(read.get_shape(image_id), self.window, self.overlap,
-                                           self.fit) for image_id in image_ids}
-
-    def __call__(self, manager, read, grids, progress=None):
-        """Predict images and hand them to a manager, which finishes them."""
-        inputs = Prefetcher(_iter_inputs(read, list(grids), grids, self.batch_size),
-                            self.prefetch)
-        with Prefetcher(_iter_predictions(self.runner, inputs), self.prefetch) as steps:
-            if progress is not None:
-                n_steps = sum(-(-len(grid) // self.batch_size) for grid in grids.values())
-                steps = progress(steps, total=n_steps, desc='predict')
-            _stitch(manager, grids, steps)
 
 
 def _check_executor(executor):
@@ -207,6 +171,18 @@ def _check_executor(executor):
         raise OptionError(f'executor={executor!r} shares memory, and a predictor is called by one '
                           "thread at a time; use 'serial' with prefetch, processes, or dask")
     return executor
+
+
+def _predict_elsewhere(manager, loop, grids, split, options, executor, progress):
+    """Predict images on workers: first those that all of them share, then one on each."""
+    shared = choose_shared(split, {image_id: len(grid) for image_id, grid in grids.items()},
+                           executor.n_workers)
+    if shared:
+        predict_windows_of(manager, loop, {image_id: grids[image_id] for image_id in shared},
+                           executor, progress)
+    rest = [image_id for image_id in grids if image_id not in set(shared)]
+    if rest:
+        predict_images(manager, loop, rest, options, executor, progress)
 
 
 def _find_kind(predictor, options):
@@ -313,182 +289,3 @@ def _find_probe(read, image_id, windows, wants_data):
             return window, image
         first = first or (window, image)
     return first
-
-
-def _check_mask(mask):
-    """
-    Return the channel that masks the inputs, if there is one.
-
-    Example:
-        >>> _check_mask('valid'), _check_mask('nodata'), _check_mask(None)
-        ('valid', None, None)
-    """
-    if mask is not None and (not isinstance(mask, str) or len(list_channels(mask)) != 1):
-        raise OptionError(f"mask={mask!r} must be 'nodata', or one channel that is 0 where masked")
-    return None if mask == 'nodata' else mask
-
-
-def _iter_inputs(read, image_ids, grids, batch_size):
-    """Yield (image id, windows, images) batch by batch."""
-    for image_id in image_ids:
-        for windows in iter_batches(grids[image_id], batch_size):
-            yield image_id, windows, [read(image_id, window) for window in windows]
-
-
-def _iter_predictions(run, inputs):
-    """Yield (image id, windows, predictions, images or None for each) batch by batch."""
-    def predict(image_id, windows, images):
-        found = run(images, windows)
-        return image_id, windows, found, (
-            images if run.keeps_images else itertools.repeat(None, len(images)))
-
-    # No loop over the inputs, which would keep one alive beyond its turn.
-    with inputs:
-        yield from itertools.starmap(predict, inputs)
-
-
-def _stitch(manager, grids, steps):
-    """Accumulate predictions, and submit each image when it is complete."""
-    current = None
-    for image_id, windows, predictions, images in steps:
-        if image_id != current:
-            # Not earlier: a declared image is an open one.
-            current, (height, width) = image_id, grids[image_id].shape
-            manager.expect_windows(image_id, grids[image_id], asset_dsize=(width, height))
-        for window, prediction, image in zip(windows, predictions, images):
-            manager.accumulate_image(image_id, window, prediction, values=image)
-        for ready in manager.ready_image_ids():
-            manager.submit_finalize_image(ready)
-
-
-class _WindowReader:
-    """Read the input of one window, aligned in stitching space."""
-
-    def __init__(self, dset, channels, space, first_id, mask=None):
-        self._dset, self._space, self._mask = dset, space, mask
-        if channels is None:
-            names = dset.coco_image(first_id).channels.fuse().as_list()
-            channels = '|'.join(name for name in names if name != mask)
-        self.channels = channels
-        self._names = set(list_channels(channels)) | ({mask} - {None})
-        self._n_bands = len(list_channels(channels))
-        self._open = (None, None, None)
-
-    def get_shape(self, image_id):
-        """Return (H, W) of an image in stitching space."""
-        img = self._dset.index.imgs[image_id]
-        video = self._dset.index.videos.get(img.get('video_id'))
-        return stitchspace_dsize(img, video, self._space)[::-1]
-
-    def _get_delayed(self, image_id):
-        if self._open[0] != image_id:
-            coco_img = self._dset.coco_image(image_id)
-            present = set(coco_img.channels.fuse().as_list())
-            if not self._names <= present:
-                raise OptionError(
-                    f'image {image_id} has no channels {sorted(self._names - present)}, only '
-                    f'{sorted(present)}; choose other channels, or leave it out of image_ids')
-            space = self._space if coco_img.img.get('video_id') is not None else 'image'
-            delayed = coco_img.imdelay(self.channels, space=space, nodata_method='float')
-            # As it is stored: its nodata may be 0, which is what masks.
-            mask = None if self._mask is None else coco_img.imdelay(
-                self._mask, space=space, interpolation='nearest', nodata_method=None)
-            self._open = (image_id, delayed, mask)
-        return self._open[1:]
-
-    def __call__(self, image_id, window):
-        """Return float32 (h, w, B), NaN outside the image, where masked and where no data is."""
-        delayed, mask = self._get_delayed(image_id)
-        inside = window.clip(self.get_shape(image_id))
-        valid = None if mask is None else self._read_mask(mask, inside)
-        if valid is not None and not valid.any():
-            return np.full((*window.shape, self._n_bands), np.nan, np.float32)
-        data = np.asarray(delayed.crop(inside.slices).finalize(), np.float32)
-        if valid is not None and not valid.all():
-            data = np.where(valid, data, np.float32(np.nan))
-        if inside == window:
-            return data
-        out = np.full((*window.shape, data.shape[2]), np.nan, np.float32)
-        out[inside.within(window).slices] = data
-        return out
-
-    @staticmethod
-    def _read_mask(mask, window):
-        """Return bool (h, w, 1), True where the channel of the mask is neither 0 nor NaN."""
-        found = np.asarray(mask.crop(window.slices).finalize(
-            interpolation='nearest', antialias=False)).reshape(*window.shape, 1)
-        return (found != 0) & ~np.isnan(found)
-
-
-class _BatchRunner:
-    """Call the predictor, and check and mask what it returns."""
-
-    # True where stitching needs what was predicted on.
-    keeps_images = False
-
-    def __init__(self, predictor, batch_size, is_labels=False, skips=False):
-        if not callable(predictor):
-            raise OptionError(f'predictor={predictor!r} cannot be called')
-        if batch_size < 1:
-            raise OptionError(f'batch_size={batch_size} must be at least 1')
-        if batch_size > 1 and not hasattr(predictor, 'predict_batch'):
-            raise OptionError(f'batch_size={batch_size} needs a predictor with predict_batch; '
-                              f'{predictor!r} has none, use batch_size=1')
-        self.predictor, self._batched = predictor, batch_size > 1
-        self.is_labels, self.skips = is_labels, skips
-        # K of what is not predicted, known once the output is.
-        self.n_channels = None
-        self.n_windows = self.n_skipped = 0
-
-    def __call__(self, images, windows):
-        """Return one (h, w, K) prediction per window, and do not predict those without data."""
-        self.n_windows += len(images)
-        todo = [number for number, image in enumerate(images)
-                if not self.skips or not np.isnan(image).all()]
-        self.n_skipped += len(images) - len(todo)
-        if len(todo) == len(images):
-            return self.predict(images, windows)
-        found = [self._make_empty(window) for window in windows]
-        if todo:
-            predictions = self.predict([images[number] for number in todo],
-                                       [windows[number] for number in todo])
-            for number, prediction in zip(todo, predictions):
-                found[number] = prediction
-        return found
-
-    def _make_empty(self, window):
-        """Return the prediction where no data is."""
-        if self.is_labels:
-            return np.zeros((*window.shape, 1), np.int32)
-        return np.full((*window.shape, self.n_channels), np.nan, np.float32)
-
-    def predict(self, images, windows):
-        """Return one (h, w, K) prediction per window."""
-        for image in images:
-            image.flags.writeable = False
-        if self._batched:
-            found = list(self.predictor.predict_batch(np.stack(images)))
-        else:
-            found = [self.predictor(image) for image in images]
-        if len(found) != len(images):
-            raise WindowShapeError(f'the predictor returned {len(found)} predictions for a '
-                                   f'batch of {len(images)} windows')
-        return [self._mask(image, prediction, window)
-                for image, prediction, window in zip(images, found, windows)]
-
-    def _mask(self, image, prediction, window):
-        if hasattr(prediction, 'detach'):
-            prediction = prediction.detach().cpu().numpy()
-        prediction = np.asarray(prediction)
-        if prediction.ndim == 2:
-            prediction = prediction[..., None]
-        if prediction.ndim != 3 or prediction.shape[:2] != window.shape:
-            raise WindowShapeError(
-                f'the predictor returned shape {prediction.shape} for {window}, which needs '
-                f'{(*window.shape, "K")}; a predictor keeps height and width')
-        empty = np.isnan(image).all(axis=2)
-        if empty.any():
-            # Zeros of its own type, in place of ids.
-            prediction = np.where(empty[..., None], prediction.dtype.type(0) if self.is_labels
-                                  else np.nan, prediction)
-        return prediction

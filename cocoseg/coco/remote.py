@@ -3,7 +3,8 @@ Images across workers: each predicts one at a time, and writes its files.
 
 What travels is small: an image's entry in the manifest, the names of its files,
 the predictor and the settings; and back, the record for the journal. A worker
-sees the files of the bundle, and nothing of the manifest.
+sees the files of the bundle, and nothing of the manifest. Images that are too
+large to wait for one worker go by :mod:`cocoseg.coco.remote_windows`.
 """
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from typing import Any
 from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.manifest import get_manifest
 from cocoseg.errors import OptionError
-
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,15 @@ class ImageWork:
 
     def __call__(self, task):
         """Return the record of an image, as the journal has it, and counts of windows."""
-        import kwcoco
-        self.loop.runner.n_windows = self.loop.runner.n_skipped = 0
-        dset = kwcoco.CocoDataset(task.dataset)
-        dset.fpath = task.fpath
+        loop = self.loop.fork()
+        dset = open_dataset(task)
         get_manifest(dset).give_files(task.image_id, task.files)
         with _WorkerManager(dset, **self.options) as manager:
-            self.loop(manager, *self.loop.open(dset, [task.image_id]))
+            read = loop.make_reader(dset, task.image_id)
+            loop(manager, read, {task.image_id: loop.make_grid(read, task.image_id)})
             manager.flush_images()
         record, = manager.records
-        return record, (self.loop.runner.n_windows, self.loop.runner.n_skipped)
+        return record, (loop.runner.n_windows, loop.runner.n_skipped)
 
 
 class _WorkerManager(CocoStitchingManager):
@@ -103,9 +102,22 @@ class _RecordKeeper:
         """Nothing is open."""
 
 
-def predict_elsewhere(manager, loop, image_ids, options, executor, progress=None):
+def open_dataset(task):
     """
-    Predict images on the workers of an executor.
+    Return the dataset of an image that a worker has to do.
+
+    Args:
+        task (ImageTask | WindowsTask): with ``dataset`` and ``fpath``.
+    """
+    import kwcoco
+    dset = kwcoco.CocoDataset(task.dataset)
+    dset.fpath = task.fpath
+    return dset
+
+
+def predict_images(manager, loop, image_ids, options, executor, progress=None):
+    """
+    Predict images on the workers of an executor, one on each at a time.
 
     Args:
         manager (CocoStitchingManager): of all images; names files, and gets
@@ -139,12 +151,18 @@ def predict_elsewhere(manager, loop, image_ids, options, executor, progress=None
 
 
 def _make_task(manager, delegate, image_id):
-    dset = manager.result_dataset
     files = delegate.reserve(image_id)
+    dataset, name = cut_dataset(manager, image_id)
+    return ImageTask(image_id, name, dataset, manager.manifest.fpath, files)
+
+
+def cut_dataset(manager, image_id):
+    """Return a dataset of one image, as JSON has it, and the name of the image."""
+    dset = manager.result_dataset
     with manager.manifest.lock:
         img = dset.index.imgs[image_id]
         video = dset.index.videos.get(img.get('video_id'))
         dataset = {'images': [dict(img)], 'videos': [dict(video)] if video else [],
                    'categories': [dict(cat) for cat in dset.dataset.get('categories', ())],
                    'annotations': []}
-    return ImageTask(image_id, img.get('name'), dataset, manager.manifest.fpath, files)
+    return dataset, img.get('name')

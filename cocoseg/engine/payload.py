@@ -22,13 +22,16 @@ class _Kept:
 
     def __init__(self, data):
         self._data, self._func = data, None
+        self._lock = threading.Lock()
         self.n_users = 0
 
     def get(self):
         # Unpacked by the first task, which is then the one that fails if it cannot be.
-        if self._func is None:
-            self._func = unpack(self._data)
-        return self._func
+        # Once, as all threads of a worker share what the function has, such as locks.
+        with self._lock:
+            if self._func is None:
+                self._func = unpack(self._data)
+            return self._func
 
 
 _lock = threading.Lock()

@@ -4,28 +4,20 @@ What a run would take, before anything is read: counts, bytes, tasks and time.
 Everything follows from the sizes of images and of what is read at a time.
 Windows and blocks are counted axis by axis, never listed, so that a continent
 takes no longer than a photo. Counts and the bytes of results are exact; memory
-and files are upper bounds; times are as good as the rate that is given.
+and files are upper bounds. How long it takes is for :mod:`cocoseg.engine.estimate`.
 """
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from cocoseg.engine.sharing import choose_task_length
 from cocoseg.errors import OptionError
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.grid.windows import WindowGrid
-from cocoseg.machine import count_cpus
-
-#: Empty tasks per second that one process can hand out, measured on a machine of two cores.
-DISPATCH_RATES = {'serial': math.inf, 'threads': 50_000.0, 'processes': 5_000.0, 'dask': 378.0}
-#: Bytes of raw pixels per second that one process packs into a file, measured likewise.
-WRITE_RATE = 100e6
-#: Seconds below which a task is too short to be worth handing out.
-LEAST_TASK_SECONDS = 0.2
 
 # The codecs and overviews of one file that is being written.
 _WRITER_NBYTES = 64 << 20
@@ -46,8 +38,6 @@ _NOTE_NBYTES, _SEAM_NBYTES = 1024, 2048
 _SEGMENT_NBYTES = 34
 # Per px of a watershed, and per edge of a mutex watershed.
 _WATERSHED_NBYTES, _EDGE_NBYTES = 64, 36
-_MAX_LABELS = (1 << 32) - 1
-_SPEC = re.compile(r'(serial|threads|processes|dask)(?::(.+))?')
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,8 @@ class WorkPlan:
         units (str): what they read: 'windows', 'blocks' or 'tiles'.
         n_images (int): images.
         n_units (int): windows, blocks or tiles of all images.
-        n_tasks (int): what is handed to workers one by one; to predict, images.
+        n_tasks (int): what is handed to workers one by one; to predict, images,
+            or runs of windows.
         n_pixels (int): px of all images.
         n_read (int): px that are read, those in several windows as often.
         result_nbytes (int): bytes of the results, raw, without overviews.
@@ -68,6 +59,8 @@ class WorkPlan:
         worker_nbytes (int): most bytes that one worker holds, beside the
             interpreter, libraries, and the predictor or function.
         driver_nbytes (int): the same of the process that drives them.
+        driven_nbytes (int): bytes of the results, raw, that the process that
+            drives them writes.
         manifest_nbytes (int): bytes that are added to a manifest.
         n_labels (int): labels of all blocks or tiles, from the size of one.
     """
@@ -83,6 +76,7 @@ class WorkPlan:
     temporary_nbytes: int
     worker_nbytes: int
     driver_nbytes: int
+    driven_nbytes: int = 0
     manifest_nbytes: int = 0
     n_labels: int = 0
 
@@ -112,78 +106,6 @@ class WorkPlan:
     def as_dict(self):
         """Return the figures as plain values by name."""
         return {**dataclasses.asdict(self), 'read_factor': self.read_factor}
-
-
-@dataclass(frozen=True)
-class TimeEstimate:
-    """
-    How long a run takes, in seconds.
-
-    Attributes:
-        task (float): one of the tasks that take long.
-        work (float): all tasks, shared by the workers.
-        dispatch (float): to hand out all tasks, by one process.
-        write (float): to write the results that one process writes.
-    """
-
-    task: float
-    work: float
-    dispatch: float
-    write: float
-
-    @property
-    def total(self):
-        """The longest of the three, which run at the same time."""
-        return max(self.work, self.dispatch, self.write)
-
-    @property
-    def bottleneck(self):
-        """What sets the pace: 'workers', 'tasks' or 'writing'."""
-        seconds = {'workers': self.work, 'tasks': self.dispatch, 'writing': self.write}
-        return max(seconds, key=seconds.get)
-
-    def as_dict(self):
-        """Return the figures as plain values by name."""
-        return {**dataclasses.asdict(self), 'total': self.total, 'bottleneck': self.bottleneck}
-
-
-def parse_executor(spec, n_workers=None):
-    """
-    Return the kind of an executor and its workers, without starting any.
-
-    Args:
-        spec (str): as for :func:`cocoseg.get_executor`.
-        n_workers (int | None): of a cluster, whose address tells none.
-
-    Returns:
-        tuple[str, int]: 'serial', 'threads', 'processes' or 'dask', and how
-        many tasks run at a time.
-
-    Raises:
-        OptionError: for another one, or if the workers are not known.
-
-    Example:
-        >>> from cocoseg.engine.plan import parse_executor
-        >>> parse_executor('processes:4'), parse_executor('dask:tcp://10.0.0.1:8786', 64)
-        (('processes', 4), ('dask', 64))
-    """
-    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
-    kind, number = match.groups() if match else (None, None)
-    is_address = kind == 'dask' and number is not None and '://' in number
-    is_count = number is None or (number.isdecimal() and int(number) > 0)
-    if match is None or (kind == 'serial' and number) or not (is_address or is_count):
-        raise OptionError(f"executor={spec!r} is unknown; use 'serial', 'threads', 'threads:N', "
-                          "'processes:N', 'dask:N' or 'dask:tcp://…'")
-    if n_workers is not None and n_workers < 1:
-        raise OptionError(f'n_workers={n_workers} must be at least 1')
-    if is_address and n_workers is None:
-        raise OptionError(f'executor={spec!r} does not tell how many workers there are; give '
-                          'n_workers')
-    if n_workers is not None and not is_address and kind != 'dask':
-        raise OptionError(f'n_workers={n_workers} is for dask; of {kind!r} it is in executor')
-    if kind == 'serial':
-        return kind, 1
-    return kind, n_workers or (int(number) if number else count_cpus())
 
 
 def bound_stitching(shape, window, n_channels, blocksize=256):
@@ -218,7 +140,7 @@ def bound_stitching(shape, window, n_channels, blocksize=256):
 
 
 def plan_predict(shape, window, overlap, *, n_bands, n_channels, fit='balanced', dtype='int16',
-                 n_images=1, n_workers=1, batch_size=1, prefetch=2, stitch_nbytes=None):
+                 n_images=1, n_workers=1, batch_size=1, prefetch=2, stitch_nbytes=None, is_shared=False):
     """
     Plan :func:`cocoseg.predict_dataset` on images of one size.
 
@@ -235,6 +157,8 @@ def plan_predict(shape, window, overlap, *, n_bands, n_channels, fit='balanced',
         batch_size, prefetch (int): of the predict loop.
         stitch_nbytes (int | None): of a forecast; None is
             :func:`bound_stitching`.
+        is_shared (bool): workers share the windows of an image, and the
+            caller stitches; see :func:`cocoseg.engine.sharing.choose_shared`.
 
     Returns:
         WorkPlan: for outputs whose range is given, so that images stream.
@@ -258,13 +182,20 @@ def plan_predict(shape, window, overlap, *, n_bands, n_channels, fit='balanced',
     n_batches = 2 * prefetch + 3
     batches = n_batches * batch_size * math.prod(grid.window) * 4 * (n_bands + n_channels)
     result = n_pixels * n_channels * np.dtype(dtype).itemsize
+    # Compressed tiles, with overviews, wait until their file can be put together.
+    n_tasks, waiting = n_images, min(n_workers, n_images) * 2 * result * 4 // 3
+    stitching, part = stitch_nbytes + _WRITER_NBYTES, 0
+    if is_shared:
+        length = choose_task_length(grid, batch_size, n_channels, n_workers)
+        n_tasks = n_images * -(-n_windows // length)
+        part = length * math.prod(grid.window) * 4 * n_channels
+        waiting = 2 * n_workers * part + 2 * 2 * result * 4 // 3
     return WorkPlan(
-        'predict', 'windows', n_images, n_images * n_windows, n_images, n_images * n_pixels,
+        'predict', 'windows', n_images, n_images * n_windows, n_tasks, n_images * n_pixels,
         n_images * n_windows * math.prod(map(min, grid.window, grid.shape)), n_images * result,
-        # Compressed tiles, with overviews, wait until their file can be put together.
-        temporary_nbytes=min(n_workers, n_images) * 2 * result * 4 // 3,
-        worker_nbytes=batches + stitch_nbytes + _WRITER_NBYTES,
-        driver_nbytes=n_images * _IMAGE_NBYTES,
+        temporary_nbytes=waiting, worker_nbytes=batches + (part if is_shared else stitching),
+        driver_nbytes=n_images * _IMAGE_NBYTES + is_shared * stitching,
+        driven_nbytes=is_shared * n_images * result,
         manifest_nbytes=n_images * (_ASSET_NBYTES + _CHANNEL_NBYTES * n_channels))
 
 
@@ -303,7 +234,7 @@ def plan_blocks(shape, block_shape, halo=0, *, n_bands, n_channels, read_dtype='
         temporary_nbytes=kept + 2 * result * 4 // 3,
         worker_nbytes=read * n_bands * np.dtype(read_dtype).itemsize + read * pixel,
         driver_nbytes=(_WRITER_NBYTES + (2 * n_workers + 1) * core * pixel
-                       + is_kept * len(grid) * _NOTE_NBYTES))
+                       + is_kept * len(grid) * _NOTE_NBYTES), driven_nbytes=result)
 
 
 def plan_watershed(shape, block_shape, context, *, n_bands, read_dtype='float32', n_workers=1,
@@ -344,7 +275,7 @@ def plan_watershed(shape, block_shape, context, *, n_bands, read_dtype='float32'
         worker_nbytes=read * (per_pixel + n_bands * np.dtype(read_dtype).itemsize),
         driver_nbytes=(_WRITER_NBYTES + (2 * n_workers + 1) * core * 4
                        + len(grid) * (_NOTE_NBYTES + _SEAM_NBYTES) + n_labels * _JOIN_NBYTES),
-        n_labels=n_labels)
+        driven_nbytes=4 * n_pixels, n_labels=n_labels)
 
 
 def plan_segments(row_spans, column_spans, *, n_bands, read_dtype='uint8', n_workers=1,
@@ -377,7 +308,7 @@ def plan_segments(row_spans, column_spans, *, n_bands, read_dtype='uint8', n_wor
         temporary_nbytes=4 * n_read + 2 * 4 * n_pixels * 4 // 3,
         worker_nbytes=largest * (_SEGMENT_NBYTES + n_bands * np.dtype(read_dtype).itemsize),
         driver_nbytes=_WRITER_NBYTES + (2 * n_workers + 2) * largest * 4
-        + n_labels * _JOIN_NBYTES, n_labels=n_labels)
+        + n_labels * _JOIN_NBYTES, driven_nbytes=4 * n_pixels, n_labels=n_labels)
 
 
 def count_read(grid):
@@ -398,80 +329,6 @@ def count_read(grid):
         sum(min(start + block + halo, size) - max(start - halo, 0)
             for start in range(0, size, block))
         for size, block, halo in zip(grid.shape, grid.block, grid.halo))
-
-
-def estimate_time(plan, rate, kind='serial', n_workers=1, write_rate=WRITE_RATE):
-    """
-    Estimate how long a plan takes.
-
-    Args:
-        plan (WorkPlan): what is to be done.
-        rate (float): px that one worker reads and works on, per second.
-        kind (str): of executor; see :func:`parse_executor`.
-        n_workers (int): tasks that are done at a time.
-        write_rate (float): raw bytes per second that the driver writes. To
-            predict, workers write.
-
-    Returns:
-        TimeEstimate: as if workers did not slow each other down, at a disk
-        or in memory.
-
-    Example:
-        >>> from cocoseg.engine.plan import estimate_time, plan_blocks
-        >>> plan = plan_blocks((100_000, 100_000), 1000, n_bands=1, n_channels=1, dtype='uint8')
-        >>> estimate = estimate_time(plan, 1e7, 'dask', 50)
-        >>> estimate.task, estimate.work, estimate.write, estimate.bottleneck
-        (0.1, 20.0, 100.0, 'writing')
-    """
-    if not rate > 0 or not write_rate > 0:
-        raise OptionError(f'rate={rate} and write_rate={write_rate} must be above 0 per second')
-    seconds = plan.n_read / rate
-    task = seconds / plan.n_long
-    # No task is shared by workers.
-    work = task * -(-plan.n_long // n_workers)
-    write = 0.0 if plan.purpose == 'predict' else plan.result_nbytes / write_rate
-    return TimeEstimate(task, work, plan.n_tasks / DISPATCH_RATES[kind], write)
-
-
-def list_warnings(plan, estimate=None, kind='serial', n_workers=1):
-    """
-    Return what should be changed about a plan, for people.
-
-    Args:
-        plan (WorkPlan): what is to be done.
-        estimate (TimeEstimate | None): of the same plan.
-        kind (str): of executor.
-        n_workers (int): tasks that are done at a time.
-
-    Returns:
-        list[str]: a sentence each; empty if all is well.
-
-    Example:
-        >>> from cocoseg.engine.plan import list_warnings, plan_blocks
-        >>> list_warnings(plan_blocks((50, 50), 10, 20, n_bands=1, n_channels=1))
-        ['a pixel is read 14.4 times; larger blocks read less often']
-    """
-    found = []
-    if plan.purpose != 'predict' and plan.read_factor > 2:
-        found.append(f'a pixel is read {plan.read_factor:.1f} times; larger {plan.units} read '
-                     'less often')
-    if plan.n_labels > _MAX_LABELS:
-        found.append(f'some {plan.n_labels:.2g} labels do not fit in 32 bits; divide the image '
-                     'into regions, each with an output of its own')
-    if n_workers > plan.n_long:
-        found.append(f'only {plan.n_long} of {n_workers} workers have something to do')
-    if estimate is None or kind == 'serial':
-        return found
-    if estimate.task < LEAST_TASK_SECONDS and kind != 'threads':
-        found.append(f'a task takes {estimate.task:.2g} s, and should take '
-                     f'{LEAST_TASK_SECONDS:g} s at least; make {plan.units} larger')
-    if estimate.bottleneck == 'tasks':
-        found.append(f'{plan.n_tasks} tasks take {estimate.dispatch:.3g} s to hand out, more than '
-                     f'to do; make {plan.units} larger, or use fewer workers')
-    if estimate.bottleneck == 'writing':
-        found.append('the process that writes the result sets the pace; use fewer workers, or '
-                     'divide the image into regions, each with an output of its own')
-    return found
 
 
 def _check_counts(**counts):

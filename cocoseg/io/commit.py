@@ -15,9 +15,10 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cocoseg.errors import AssetWriteError
@@ -103,6 +104,17 @@ def _unlink_quietly(path):
     return True
 
 
+def _remove_quietly(path):
+    """Remove a file or a folder; tell whether it was there and is gone, and log a failure."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return _unlink_quietly(path)
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.exists(path):
+        logger.warning('cannot remove all of %s', path)
+        return False
+    return True
+
+
 def _remove_with_sidecars(path):
     """Remove a file and what GDAL may have left beside it."""
     for suffix in ('', *_SIDECARS):
@@ -169,6 +181,47 @@ def atomic_write(fpath, *, verify=None):
         for suffix in ('.ovr', '.msk', '.aux.xml'):
             _unlink_quietly(f'{final}{suffix}')
     fsync_folder(final.parent)
+
+
+@contextmanager
+def temporary_folder(fpath):
+    """
+    Make a hidden folder beside a file; it is removed in the end.
+
+    For what other processes leave there until it is used. If this process is
+    killed, :func:`sweep_temporaries` removes the folder.
+
+    Args:
+        fpath (str | PathLike): whose folder must exist.
+
+    Yields:
+        str: absolute path of the new folder.
+
+    Raises:
+        OSError: if it cannot be made.
+
+    Example:
+        >>> from cocoseg.io.commit import temporary_folder
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with temporary_folder(os.path.join(folder, 'a.tif')) as temp:
+        ...         assert os.listdir(folder) == [os.path.basename(temp)]
+        ...     os.listdir(folder)
+        []
+    """
+    final = Path(os.path.abspath(fpath))
+    temp = _temporary_path(final)
+    os.mkdir(temp)
+    try:
+        yield str(temp)
+    finally:
+        # Whoever was not waited for finds no folder to write to, once it has another name.
+        gone = _temporary_path(final)
+        with suppress(OSError):
+            os.rename(temp, gone)
+        for path in (gone, temp):
+            if path.exists():
+                _remove_quietly(path)
 
 
 def as_write_error(path, cause):
@@ -293,7 +346,7 @@ def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
     """
     Remove the temporaries that killed processes left in one folder.
 
-    Only names that :func:`atomic_write` makes are considered. Those of a
+    Only names that this module makes are considered, files and folders. Those of a
     living process on this machine stay. Those of another machine or container
     (a shared disk) go once they are old, because their process cannot be seen
     from here. May run while others write.
@@ -305,7 +358,7 @@ def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
             which a temporary of another machine counts as abandoned.
 
     Returns:
-        list[str]: paths of the removed files, sorted.
+        list[str]: paths that were removed, sorted.
 
     Example:
         >>> from cocoseg.io.commit import atomic_write, sweep_temporaries
@@ -319,7 +372,7 @@ def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
         >>>         removed = sweep_temporaries(folder)
         >>>         assert removed == [orphan] and temp.exists()
     """
-    removed = [path for path in list_orphans(folder, foreign_age_s) if _unlink_quietly(path)]
+    removed = [path for path in list_orphans(folder, foreign_age_s) if _remove_quietly(path)]
     if removed:
-        logger.info('removed %d abandoned temporary files from %s', len(removed), folder)
+        logger.info('removed %d abandoned temporaries from %s', len(removed), folder)
     return removed

@@ -4,14 +4,13 @@ Where segment ids end: a Cloud-Optimized GeoTIFF, or a format with attribute tab
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from cocoseg.errors import OptionError
-from cocoseg.io.commit import check_writable
+from cocoseg.io.commit import check_writable, sweep_temporaries, temporary_folder
 
 _TEMPORARY = 'segments.tif'
 
@@ -82,11 +81,12 @@ class LabelOutput:
     @contextmanager
     def writing(self):
         """Yield the path of the GeoTIFF to write; a temporary one vanishes afterwards."""
+        # What runs that were killed have left.
+        sweep_temporaries(os.path.dirname(os.path.abspath(self.path)))
         if self.driver == 'COG':
             yield self.path
             return
-        folder = os.path.dirname(os.path.abspath(self.path))
-        with tempfile.TemporaryDirectory(prefix='.cocoseg-', dir=folder) as self._folder:
+        with temporary_folder(self.path) as self._folder:
             yield os.path.join(self._folder, _TEMPORARY)
 
     def finish(self, sizes):

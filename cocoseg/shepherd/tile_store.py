@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,7 @@ import numpy as np
 from cocoseg.engine.block_store import BlockFiles
 from cocoseg.errors import OptionError
 from cocoseg.grid.window import Window
+from cocoseg.io.commit import temporary_folder
 from cocoseg.shepherd.tiles import TilePlan
 from cocoseg.stitch.label_tiles import LabelTile, TileLayout, cut_tile
 
@@ -151,19 +150,8 @@ class TileStore:
     @contextlib.contextmanager
     def open_beside(cls, path, plan):
         """Yield a store in a hidden folder beside a file; it is removed afterwards."""
-        parent = os.path.dirname(os.path.abspath(path))
-        folder = os.path.join(parent, f'.cocoseg-tiles-{secrets.token_hex(8)}')
-        os.mkdir(folder)
-        try:
+        with temporary_folder(path) as folder:
             yield cls(folder, plan)
-        finally:
-            # A worker that was not waited for finds no folder to write to, once it has
-            # another name.
-            gone = f'{folder}-gone'
-            with contextlib.suppress(OSError):
-                os.rename(folder, gone)
-            for name in (gone, folder):
-                shutil.rmtree(name, ignore_errors=True)
 
     def save(self, window, found):
         """

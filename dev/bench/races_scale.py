@@ -2,7 +2,8 @@
 The races of workers: how much quicker two are than one.
 
 ``segment``: Shepherd segmentation of a file to a file. ``predict``: a predictor that
-takes all of one CPU, over the images of a dataset. ``watershed``: affinities of a file
+takes all of one CPU, over the images of a dataset. ``rows``: the same over one image,
+whose windows the workers share. ``watershed``: affinities of a file
 to ids in a file. Workers are started, and have loaded their code, before the first
 counted turn, as in a run of hours.
 """
@@ -91,15 +92,23 @@ def slow(image):
 
 
 def race_predict(script, args):
-    """Predict the images of a dataset."""
+    """Predict the images of a dataset, one on each worker at a time."""
+    return _race_predict('prediction of images', args, N_IMAGES, args.size // 6)
+
+
+def race_rows(script, args):
+    """Predict one image, whose windows all workers share."""
+    return _race_predict('prediction of one image', args, 1, args.size // 2)
+
+
+def _race_predict(name, args, n_images, side):
     import kwcoco
     from cocoseg import predict_dataset, write_cog
 
     def make(folder, size):
         dset = kwcoco.CocoDataset()
         dset.fpath = os.path.join(folder, 'src.kwcoco.json')
-        side = size // 6
-        for number in range(N_IMAGES):
+        for number in range(n_images):
             pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3)).astype('u1')
             write_cog(os.path.join(folder, f'{number}.tif'), pixels)
             image_id = dset.add_image(name=f'{number}', width=side, height=side)
@@ -113,11 +122,11 @@ def race_predict(script, args):
         dset = predict_dataset(os.path.join(folder, 'src.kwcoco.json'),
                                os.path.join(out, 'out.kwcoco.json'), slow, 256, 64, prefetch=0,
                                out_channels='slow', expected_minmax=(0, 1), executor=executor,
-                               on_collision='replace')
+                               on_collision='replace', split='images' if n_images > 1 else 'rows')
         paths = [os.path.join(out, asset['file_name']) for img in dset.index.imgs.values()
                  for asset in img['auxiliary'] if asset['channels'] == 'slow']
         return [_read(path) for path in sorted(paths)]
-    return run_race('prediction', make, run, args)
+    return run_race(name, make, run, args)
 
 
 # ---- watershed
@@ -141,4 +150,5 @@ def race_watershed(script, args):
     return run_race('watershed', make, run, args)
 
 
-RACES = {'segment': race_segment, 'predict': race_predict, 'watershed': race_watershed}
+RACES = {'segment': race_segment, 'predict': race_predict, 'rows': race_rows,
+         'watershed': race_watershed}

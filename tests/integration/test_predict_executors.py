@@ -1,6 +1,7 @@
 """predict_dataset on processes and dask: the bytes and the manifest of the serial run."""
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -84,25 +85,108 @@ def run(src, folder, executor, predictor=brightness, **options):
                            **{'out_channels': 'bright', 'expected_minmax': (0, 1), **options})
 
 
+def list_temporaries(folder):
+    return [name for _, folders, names in os.walk(folder) for name in folders + names
+            if name.endswith('.tmp')]
+
+
+@pytest.mark.parametrize('split', ['images', 'rows'])
 @pytest.mark.parametrize('options', [
     {}, {'space': 'image', 'batch_size': 1, 'prefetch': 0},
     {'layers': ['mask', 'disagreement'], 'write_preds': True, 'thresh': 0.3},
-    {'mask': 'nodata'}], ids=['plain', 'image', 'layers', 'mask'])
-def test_bytes_and_manifest_are_those_of_one_process(executor, src, tmp_path, options):
+    {'mask': 'nodata', 'memory_budget': 20_000}], ids=['plain', 'image', 'layers', 'mask'])
+def test_bytes_and_manifest_are_those_of_one_process(executor, src, tmp_path, options, split):
     run(src, tmp_path / 'serial', 'serial', **options)
-    run(src, tmp_path / 'other', executor, **options)
+    run(src, tmp_path / 'other', executor, split=split, **options)
     assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
-    hidden = [name for _, _, names in os.walk(tmp_path / 'other') for name in names
-              if name.endswith('.tmp')]
-    assert hidden == []
+    assert list_temporaries(tmp_path / 'other') == []
 
 
-def test_segments_with_clusters_of_all_images(executor, src, tmp_path):
+@pytest.mark.parametrize('split', ['images', 'rows'])
+def test_segments_with_clusters_of_all_images(executor, src, tmp_path, split):
     def make():
         return ShepherdPredictor(ShepherdConfig(n_clusters=5, min_segment_size=9), num_threads=1)
     for name, one in (('serial', 'serial'), ('other', executor)):
-        predict_dataset(src, tmp_path / name / 'out.kwcoco.json', make(), 64, 16, executor=one)
+        predict_dataset(src, tmp_path / name / 'out.kwcoco.json', make(), 64, 16, executor=one,
+                        split=split, label_options={
+                            'connectivity': 4, 'min_size': 30, 'max_difference': 40.0})
     assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+
+
+class DependsOnItsBatch:
+    """A predictor whose result shows which windows it saw together."""
+
+    def __call__(self, image):
+        raise AssertionError('predict_batch is there')
+
+    def predict_batch(self, images):
+        return np.nan_to_num(images[..., :1]) / 999 + np.nanmean(images) / 999
+
+
+@pytest.mark.parametrize('batch_size', [3, 100])
+def test_batches_are_those_of_one_process(executor, src, tmp_path, batch_size):
+    for name, one in (('serial', 'serial'), ('other', executor)):
+        run(src, tmp_path / name, one, DependsOnItsBatch(), batch_size=batch_size, split='rows')
+    assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+
+
+def test_rows_share_what_is_more_than_the_share_of_a_worker(executor, src, tmp_path):
+    seen = []
+
+    def progress(steps, total, desc):
+        seen.append(total)
+        return steps
+    run(src, tmp_path / 'one', executor, image_ids=[3], progress=progress)
+    run(src, tmp_path / 'all', executor, progress=progress)
+    # Twelve windows of one image by rows; then four images.
+    assert seen[0] > 4 and seen[1:] == [4]
+
+
+def test_a_failure_names_the_windows_and_leaves_nothing(executor, src, tmp_path):
+    with pytest.raises(TaskError, match=r"image \d '.*', windows Window.*ZeroDivisionError"):
+        run(src, tmp_path / 'cut', executor, fail_on_the_third, split='rows',
+            settings={'predictor': 'same'})
+    assert list_temporaries(tmp_path / 'cut') == []
+    run(src, tmp_path / 'cut', executor, settings={'predictor': 'same'}, resume=True)
+    run(src, tmp_path / 'whole', 'serial')
+    assert set(read_bundle(tmp_path / 'cut')[0]) == set(read_bundle(tmp_path / 'whole')[0])
+
+
+def test_predictions_that_are_no_numbers(executor, src, tmp_path):
+    def predict(image):
+        return np.full(image.shape[:2], None)
+    if executor.__class__.__name__ == 'ProcessExecutor':
+        pytest.importorskip('cloudpickle')
+    with pytest.raises(TaskError, match='returns numbers'):
+        run(src, tmp_path / 'a', executor, predict, split='rows')
+
+
+class NeverTwiceAtATime:
+    """A predictor as most are: of one thread."""
+
+    is_busy = False
+
+    def __call__(self, image):
+        assert not NeverTwiceAtATime.is_busy
+        NeverTwiceAtATime.is_busy = True
+        time.sleep(0.02)
+        NeverTwiceAtATime.is_busy = False
+        return image[..., :1] / 255
+
+
+@pytest.mark.parametrize('split', ['images', 'rows'])
+def test_one_thread_of_a_worker_is_in_the_predictor(src, tmp_path, split):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(1, threads_per_worker=3, dashboard_address=None) as cluster, \
+            distributed.Client(cluster, set_as_default=False) as client:
+        run(src, tmp_path / 'other', client, NeverTwiceAtATime(), split=split)
+    run(src, tmp_path / 'serial', 'serial', NeverTwiceAtATime())
+    assert read_bundle(tmp_path / 'serial') == read_bundle(tmp_path / 'other')
+
+
+def test_a_split_that_is_unknown(src, tmp_path):
+    with pytest.raises(OptionError, match="split='columns' is unknown"):
+        run(src, tmp_path / 'a', 'serial', split='columns')
 
 
 def test_a_failure_names_the_image_and_the_rest_is_resumed(executor, src, tmp_path):

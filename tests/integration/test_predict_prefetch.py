@@ -15,7 +15,7 @@ import pytest
 
 from cocoseg import CocoStitchingManager, predict_dataset, write_cog
 from cocoseg.cli.main import main
-from cocoseg.coco import predict as module
+from cocoseg.coco import predict_steps as module
 from cocoseg.errors import AssetWriteError, BandCountError, OptionError, WindowShapeError
 
 PATIENCE = 30  # seconds until a hang becomes a failure
@@ -132,7 +132,7 @@ def test_reading_predicting_and_stitching_are_threads_of_their_own(src, dst, mon
             threads[key].add(threading.current_thread())
             return original(*args, **kwargs)
         monkeypatch.setattr(owner, name, wrapped)
-    note(module._WindowReader, '__call__', 'read')
+    note(module.WindowReader, '__call__', 'read')
     note(CocoStitchingManager, 'expect_windows', 'stitch')
     note(CocoStitchingManager, 'accumulate_image', 'stitch')
     note(CocoStitchingManager, 'submit_finalize_image', 'stitch')
@@ -146,13 +146,13 @@ def test_reading_predicting_and_stitching_are_threads_of_their_own(src, dst, mon
 def test_they_work_at_the_same_time(src, dst, monkeypatch):
     """Reading goes on while the predictor waits for it, and so does stitching."""
     n_read, all_read = itertools.count(1), threading.Event()
-    read = module._WindowReader.__call__
+    read = module.WindowReader.__call__
 
     def count(self, image_id, window):
         if next(n_read) == 4:
             all_read.set()
         return read(self, image_id, window)
-    monkeypatch.setattr(module._WindowReader, '__call__', count)
+    monkeypatch.setattr(module.WindowReader, '__call__', count)
 
     def wait(image):
         assert all_read.wait(PATIENCE)
@@ -196,7 +196,7 @@ def test_images_are_opened_one_after_the_other(src, dst, monkeypatch, depth):
 def test_few_windows_are_alive(src, dst, monkeypatch, depth):
     """Those that were read ahead and the one that is predicted; that one dies at once."""
     alive, counts, deaths = set(), [], queue.SimpleQueue()
-    read = module._WindowReader.__call__
+    read = module.WindowReader.__call__
 
     def die(number):
         alive.remove(number)
@@ -212,7 +212,7 @@ def test_few_windows_are_alive(src, dst, monkeypatch, depth):
         weakref.finalize(data, die, number)
         counts.append(len(alive))
         return data
-    monkeypatch.setattr(module._WindowReader, '__call__', track)
+    monkeypatch.setattr(module.WindowReader, '__call__', track)
     run(src, dst, lambda image: image + 1, prefetch=depth, expected_minmax=(1, 2))
     assert len(counts) == N_IMAGES * N_WINDOWS
     assert max(counts) <= depth + 1
@@ -270,13 +270,13 @@ def test_what_failed_goes_on(src, tmp_path, depth):
 @pytest.mark.parametrize('error_at', [0, 17, N_IMAGES * N_WINDOWS - 1])
 def test_an_error_of_reading(src, dst, monkeypatch, error_at, kind, depth):
     numbers, error, predictor = itertools.count(), kind('torn tape'), Predictor()
-    read = module._WindowReader.__call__
+    read = module.WindowReader.__call__
 
     def fail(self, image_id, window):
         if next(numbers) == error_at:
             raise error
         return read(self, image_id, window)
-    monkeypatch.setattr(module._WindowReader, '__call__', fail)
+    monkeypatch.setattr(module.WindowReader, '__call__', fail)
     with pytest.raises(kind) as caught:
         run(src, dst, predictor, prefetch=depth)
     assert caught.value is error and list_pullers() == []

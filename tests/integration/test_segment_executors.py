@@ -153,7 +153,7 @@ def test_tiles_are_removed_as_they_are_used(path, tmp_path):
     class Watching(Pickling):
         def run(self, *args, **options):
             for step in super().run(*args, **options):
-                (folder,) = tmp_path.glob('.cocoseg-tiles-*')
+                folder, = (path for path in tmp_path.glob('.*.tmp') if path.is_dir())
                 counts.append(len({name.split('.')[0] for name in os.listdir(folder)}))
                 yield step
     segment(path, tmp_path / 'out.tif', Watching())

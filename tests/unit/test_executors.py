@@ -7,6 +7,7 @@ import pickle
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -249,6 +250,28 @@ class _Stubborn(Exception):
     def __init__(self, one, two):
         super().__init__(f'{one} and {two}')
         self.lock = threading.Lock()
+
+
+class SlowToUnpack:
+    """Gives each thread time to unpack one of its own."""
+
+    def __setstate__(self, state):
+        time.sleep(0.05)
+
+    def __getstate__(self):
+        return {'some': 'state'}
+
+    def __call__(self, task):
+        return id(self)
+
+
+def test_threads_of_a_worker_share_one_function():
+    payload.keep_function('shared', payload.pack(SlowToUnpack(), 'the function'))
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(payload.call_packed, 'shared', payload.pack(number, 'the task'))
+                 for number in range(4)]
+        assert len({payload.unpack(call.result()) for call in calls}) == 1
+    payload.forget_function('shared')
 
 
 def test_errors_that_cannot_travel_are_told():

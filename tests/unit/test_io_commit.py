@@ -9,7 +9,8 @@ import pytest
 import cocoseg
 from cocoseg.io import commit
 from cocoseg.errors import AssetWriteError
-from cocoseg.io.commit import atomic_write, check_writable, sweep_temporaries
+from cocoseg.io.commit import (
+    atomic_write, check_writable, sweep_temporaries, temporary_folder)
 
 
 def names(folder):
@@ -162,6 +163,31 @@ def test_sweep_takes_only_the_dead(tmp_path):
         assert temp.exists()
     assert len(removed) == 2 and all('.a.tif.' in path for path in removed)
     assert names(tmp_path) == ['.a.tif.12.tmp', '.hidden.tmp', 'b.tif']
+
+
+def test_sweep_removes_the_folders_of_the_dead(tmp_path):
+    script = (
+        'import os, sys\n'
+        'from cocoseg.io.commit import temporary_folder\n'
+        'with temporary_folder(sys.argv[1]) as temp:\n'
+        '    open(os.path.join(temp, "part"), "w").close()\n'
+        '    os._exit(0)\n')
+    subprocess.run(
+        [sys.executable, '-c', script, str(tmp_path / 'a.tif')], check=True,
+        cwd=Path(cocoseg.__file__).parent.parent)
+    assert len(names(tmp_path)) == 1
+    with temporary_folder(tmp_path / 'a.tif') as temp:
+        removed = sweep_temporaries(tmp_path)
+        assert names(tmp_path) == [os.path.basename(temp)]
+    assert len(removed) == 1 and names(tmp_path) == []
+
+
+def test_who_comes_late_finds_no_temporary_folder(tmp_path):
+    with temporary_folder(tmp_path / 'a.tif') as temp:
+        Path(temp, 'part').write_bytes(b'')
+    with pytest.raises(FileNotFoundError):
+        Path(temp, 'late').write_bytes(b'')
+    assert names(tmp_path) == []
 
 
 def test_sweep_of_another_machine_goes_by_age(tmp_path):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from cocoseg import (BlendPlan, BlockGrid, ShepherdConfig, WatershedParameters, WindowGrid,
                      blockwise_watershed, get_executor, map_blocks, segment_raster)
 from cocoseg.engine.block_store import BlockStore
+from cocoseg.engine.estimate import estimate_time, list_warnings, parse_executor
 from cocoseg.engine.executors import SerialExecutor
 from cocoseg.engine.plan import (
-    bound_stitching, count_read, estimate_time, list_warnings, parse_executor, plan_blocks,
-    plan_predict, plan_segments, plan_watershed)
+    bound_stitching, count_read, plan_blocks, plan_predict, plan_segments, plan_watershed)
 from cocoseg.errors import OptionError
 from cocoseg.shepherd.tiles import TilePlan
 
@@ -288,7 +288,7 @@ def test_plans_add_up():
         first + plan_predict((10, 10), 5, 0, n_bands=1, n_channels=1)
 
 
-def test_no_task_is_shared_by_workers():
+def test_no_task_is_done_by_several_workers():
     assert estimate_time(make_plan(4), 1e4, 'threads', 2).work == 2
     assert estimate_time(make_plan(5), 1e4, 'threads', 2).work == 3
     assert estimate_time(make_plan(5), 1e4, 'threads', 50).work == 1
@@ -304,6 +304,17 @@ def test_predictions_are_written_by_workers():
     plan = plan_predict((512, 512), 256, 0, n_bands=1, n_channels=1, n_images=8)
     estimate = estimate_time(plan, 512 * 512, 'dask', 4, write_rate=1)
     assert (estimate.task, estimate.total, estimate.write) == (1, 2, 0)
+
+
+def test_one_image_is_shared_by_workers_and_written_by_one():
+    plan = plan_predict((5120, 5120), 512, 0, n_bands=1, n_channels=1, n_workers=4, is_shared=True)
+    assert (plan.n_units, plan.n_tasks, plan.driven_nbytes) == (100, 15, plan.result_nbytes)
+    estimate = estimate_time(plan, 512 * 512, 'dask', 4, write_rate=1e6)
+    assert math.isclose(estimate.task, 100 / 15) and math.isclose(estimate.work, 4 * 100 / 15)
+    assert estimate.write == 5120 ** 2 * 2 / 1e6
+    alone = plan_predict((5120, 5120), 512, 0, n_bands=1, n_channels=1, n_workers=4)
+    assert alone.driven_nbytes == 0 and alone.n_tasks == 1
+    assert alone.worker_nbytes > plan.worker_nbytes and alone.driver_nbytes < plan.driver_nbytes
 
 
 @pytest.mark.parametrize('rates', [(0, 1), (-1, 1), (1, 0), (math.nan, 1)])
