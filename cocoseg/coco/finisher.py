@@ -224,10 +224,15 @@ class Delegate:
 
     def __init__(self, table, finisher):
         self._table, self._finisher = table, finisher
+        # Names of files by that of their temporaries, by image.
+        self._names = {}
 
     def reserve(self, image_id):
         """
         Return the files of an image, which may be written from now on.
+
+        Whoever writes them may be late, and the run be over then: their names
+        are of this run, and :meth:`take` gives them those that are seen.
 
         Returns:
             dict[str, str]: path by channels.
@@ -236,15 +241,46 @@ class Delegate:
             ChannelCollisionError: if the image has such channels.
             BundleBusyError: if somebody else writes to the folder.
         """
+        from cocoseg.io.commit import make_temporary_name
         self._finisher.prepare()
-        return self._table.reserve(image_id)
+        finals = self._table.reserve(image_id)
+        files = {channels: make_temporary_name(final) for channels, final in finals.items()}
+        self._names[image_id] = {files[channels]: final for channels, final in finals.items()}
+        return files
 
     def take(self, record):
-        """Note in the journal, and register, what :func:`finish_image` told of an image."""
-        files = list_files(record)
-        fpath = (os.path.join(self._table.manifest.bundle_dpath, files[0]['asset']['file_name'])
-                 if files else None)
-        self._finisher.take(record, fpath)
+        """
+        Name the files of an image, note it in the journal, and register it.
+
+        Args:
+            record (dict): what :func:`finish_image` told; taken over.
+
+        Raises:
+            AssetWriteError: if a file is not there, or cannot be named.
+        """
+        from cocoseg.io.commit import place_file
+        bundle, placed = self._table.manifest.bundle_dpath, []
+        names = self._names.pop(record['image_id'])
+        for file in list_files(record):
+            temp = os.path.join(bundle, file['asset']['file_name'])
+            final = names[os.path.abspath(temp)]
+            try:
+                place_file(temp, final)
+            except OSError as ex:
+                raise AssetWriteError(f'{final}, which a worker has written, could not be named: '
+                                      f'{ex}; all processes must see one folder, under one name',
+                                      record['image_id'], final) from ex
+            file['asset']['file_name'] = os.path.relpath(final, bundle)
+            placed.append(final)
+        self._finisher.take(record, placed[0] if placed else None)
+
+    def close(self):
+        """Remove what was written of images that nobody took, as the run has failed."""
+        while self._names:
+            _, names = self._names.popitem()
+            for temp in names:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temp)
 
     @contextlib.contextmanager
     def open_folder(self):

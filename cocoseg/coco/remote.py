@@ -3,8 +3,10 @@ Images across workers: each predicts one at a time, and writes its files.
 
 What travels is small: an image's entry in the manifest, the names of its files,
 the predictor and the settings; and back, the record for the journal. A worker
-sees the files of the bundle, and nothing of the manifest. Images that are too
-large to wait for one worker go by :mod:`cocoseg.coco.remote_windows`.
+sees the files of the bundle, and nothing of the manifest. Its files have the
+names of temporaries until the caller takes them, so that a worker that is late
+harms no other run. Images that are too large to wait for one worker go by
+:mod:`cocoseg.coco.remote_windows`.
 """
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class ImageTask:
         name (str | None): of the image, for messages.
         dataset (dict): a kwcoco dataset of this image alone, as JSON has it.
         fpath (str): of the manifest that is written in the end.
-        files (dict[str, str]): absolute path by channels.
+        files (dict[str, str]): absolute path by channels, of temporaries.
     """
 
     image_id: int
@@ -142,7 +144,7 @@ def predict_images(manager, loop, image_ids, options, executor, progress=None):
     work = ImageWork(loop, {**sent, 'dump_interval': None})
     tasks = (_make_task(manager, delegate, image_id) for image_id in image_ids)
     steps = executor.run(work, tasks, describe=str)
-    with contextlib.closing(steps):
+    with contextlib.closing(delegate), contextlib.closing(steps):
         for _, (record, (n_windows, n_skipped)) in (steps if progress is None else
                           progress(steps, total=len(image_ids), desc='predict')):
             delegate.take(record)

@@ -41,6 +41,8 @@ class BlockFiles:
 
     Args:
         folder (str): must exist.
+        tag (str): part of the names. Runs of different tags do not write each
+            other's files.
 
     Thread-safety: any thread or process may save and load, each block by one
     at a time. Can be pickled.
@@ -55,12 +57,13 @@ class BlockFiles:
         ([0, 1, 2], True)
     """
 
-    def __init__(self, folder):
-        self.folder = os.fspath(folder)
+    def __init__(self, folder, tag=''):
+        self.folder, self.tag = os.fspath(folder), tag
 
     def get_path(self, index, name):
         """Return the path of one array of a block."""
-        return os.path.join(self.folder, f'{"-".join(map(str, index))}.{name}.npy')
+        place = '-'.join(map(str, index))
+        return os.path.join(self.folder, '.'.join(filter(None, [place, self.tag, name, 'npy'])))
 
     def save(self, index, arrays):
         """
@@ -148,7 +151,7 @@ class BlockStore:
     def __init__(self, folder, key, resume=False):
         self.folder = os.path.abspath(folder)
         self._key = json.loads(json.dumps(key))
-        self.done = {}
+        self.done, self._tag = {}, ''
         os.makedirs(self.folder, exist_ok=True)
         self._file = self._open()
         try:
@@ -156,7 +159,7 @@ class BlockStore:
         except BaseException:
             self.close()
             raise
-        self.files = BlockFiles(self.folder)
+        self.files = BlockFiles(self.folder, self._tag)
 
     def _open(self):
         path = os.path.join(self.folder, _JOURNAL)
@@ -178,13 +181,17 @@ class BlockStore:
         lines = self._read_lines() if resume else []
         if not lines or lines[0].get('key') is None:
             self._clear()
-            self._write({'version': _VERSION, 'key': self._key})
+            # A worker of an earlier run may still be at a block, and nobody can stop it: what it
+            # saves then, with other settings maybe, is not taken for ours.
+            self._tag = secrets.token_hex(4)
+            self._write({'version': _VERSION, 'key': self._key, 'tag': self._tag})
             return
         head = lines[0]
         if head.get('version') != _VERSION or head.get('key') != self._key:
             raise ResumeError(
                 f'{self.folder} was begun with {_find_differences(head.get("key"), self._key)}; '
                 'use the same settings and data, or begin anew with resume=False')
+        self._tag = head.get('tag', '')
         # The last line of each block counts.
         for line in lines[1:]:
             self.done[tuple(line['index'])] = line

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 # How long the number of workers is taken for the same, s.
 _COUNT_SECONDS = 5.0
+# How often workers are told something while one after the other dies.
+_MAX_TELLS = 5
+# How long the client needs to notice that the scheduler is gone, s.
+_NOTICE_SECONDS = 0.2
 # What means that the scheduler did not answer; CommClosedError is an OSError.
 _LOST = (OSError, TimeoutError)
 
@@ -154,13 +158,38 @@ class _DaskRun(RemoteRun):
         self._client = executor.get_client()
         self._topic = None if timeout is None else f'cocoseg-{self.token}'
         try:
-            self._client.register_plugin(_make_plugin(self.token, self.func_data),
-                                         name=self.token)
+            self._hand_out_function()
             if self._topic is not None:
                 self._client.subscribe_topic(self._topic, self._note_begin)
         except _LOST as ex:
             raise TaskError(f'the scheduler of dask does not answer: {type(ex).__name__}: {ex}; '
                             'no task was begun') from ex
+
+    def _hand_out_function(self):
+        """Give the function to all workers; again if one of them dies then."""
+        plugin = _make_plugin(self.token, self.func_data)
+        for n_deaths in range(_MAX_TELLS):
+            try:
+                self._client.register_plugin(plugin, name=self.token)
+                return
+            except _LOST as ex:
+                if n_deaths == _MAX_TELLS - 1 or not self._has_scheduler():
+                    raise
+                logger.debug('told again, as a worker died: %s: %s', type(ex).__name__, ex)
+
+    def _take_function_back(self):
+        """A task that has not begun finds no function then, and is through at once."""
+        try:
+            self._client.unregister_worker_plugin(self.token)
+        except _LOST:
+            # If it was a worker that died, the others were told, and those to come are not.
+            if not self._has_scheduler():
+                raise
+
+    def _has_scheduler(self):
+        """Return True if it was not the scheduler that was gone, but a worker."""
+        time.sleep(_NOTICE_SECONDS)
+        return self._client.status == 'running'
 
     def find_max_pending(self):
         """Return how many tasks may be handed out and not yet taken."""
@@ -204,7 +233,8 @@ class _DaskRun(RemoteRun):
             # The result comes over the network; with an error comes its traceback.
             data = future.result()
         except KilledWorker as ex:
-            raise make_death_error(handed.task, self.describe, MAX_RERUNS + 1) from ex
+            # How often is up to the scheduler.
+            raise make_death_error(handed.task, self.describe, ex.allowed_failures + 1) from ex
         except KeyboardInterrupt:
             raise
         except BaseException as ex:
@@ -234,8 +264,7 @@ class _DaskRun(RemoteRun):
         try:
             if self._topic is not None:
                 self._client.unsubscribe_topic(self._topic)
-            # A task that has not begun finds no function, and is through at once.
-            self._client.unregister_worker_plugin(self.token)
+            self._take_function_back()
             if not self.is_urgent:
                 self._wait_for(away)
             self._client.cancel([handed.future for handed in away if handed.future is not None])

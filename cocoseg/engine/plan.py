@@ -140,7 +140,8 @@ def bound_stitching(shape, window, n_channels, blocksize=256):
 
 
 def plan_predict(shape, window, overlap, *, n_bands, n_channels, fit='balanced', dtype='int16',
-                 n_images=1, n_workers=1, batch_size=1, prefetch=2, stitch_nbytes=None, is_shared=False):
+                 n_images=1, n_workers=1, batch_size=1, prefetch=2, stitch_nbytes=None,
+                 is_shared=False):
     """
     Plan :func:`cocoseg.predict_dataset` on images of one size.
 

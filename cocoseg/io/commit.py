@@ -177,10 +177,62 @@ def atomic_write(fpath, *, verify=None):
         _remove_with_sidecars(temp)
         raise
     _remove_with_sidecars(temp)
+    _settle(final, replaced)
+
+
+def _settle(final, replaced):
+    """Make a rename durable; without the sidecars of what was there before."""
     if replaced:
         for suffix in ('.ovr', '.msk', '.aux.xml'):
             _unlink_quietly(f'{final}{suffix}')
     fsync_folder(final.parent)
+
+
+def make_temporary_name(fpath):
+    """
+    Return the path of a fresh temporary beside a file, which nobody has made.
+
+    For another process, to which it is a file like any other; the one that
+    called gives it its name by :func:`place_file`, or is killed, and then
+    :func:`sweep_temporaries` removes it.
+
+    Args:
+        fpath (str | PathLike): final path.
+
+    Example:
+        >>> from cocoseg.io.commit import make_temporary_name
+        >>> os.path.basename(make_temporary_name('a.tif')).startswith('.a.tif.')
+        True
+    """
+    return str(_temporary_path(Path(os.path.abspath(fpath))))
+
+
+def place_file(temp, fpath):
+    """
+    Give a whole, flushed file its name, durably.
+
+    Args:
+        temp (str | PathLike): of :func:`make_temporary_name`.
+        fpath (str | PathLike): final path, in the same folder.
+
+    Raises:
+        OSError: as the system reports it.
+
+    Example:
+        >>> from cocoseg.io.commit import make_temporary_name, place_file
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fpath = os.path.join(folder, 'a.txt')
+        ...     temp = make_temporary_name(fpath)
+        ...     n_written = Path(temp).write_text('whole')
+        ...     place_file(temp, fpath)
+        ...     os.listdir(folder)
+        ['a.txt']
+    """
+    final = Path(os.path.abspath(fpath))
+    replaced = final.exists()
+    os.replace(temp, final)
+    _settle(final, replaced)
 
 
 @contextmanager

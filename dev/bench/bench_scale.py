@@ -2,8 +2,8 @@
 """
 Workers: how much quicker two are than one, and what an engine costs per task.
 
-The races are described in races_scale and races_engines. All executors make the same
-bytes, or a race fails. Results are stored when the run has its full size and at least
+The races are described in races_scale, races_engines and races_equal. All executors make
+the same bytes, or a race fails. Results are stored when the run has its full size and at least
 5 rounds, or where ``--out`` says, in ``bench_scale.json``, by race.
 
 Usage: python dev/bench/bench_scale.py [--races segment ...] [--rounds 5] [--smoke]
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import harness
 import races_engines
+import races_equal
 import races_scale
 
-RACES = {**races_scale.RACES, **races_engines.RACES}
+RACES = {**races_scale.RACES, **races_engines.RACES, **races_equal.RACES}
 LEAST_ROUNDS = 5
 SMOKE_SIZE = 900
 RESULT = 'bench_scale'

@@ -123,9 +123,10 @@ def find_manifest_faults(folder, is_noted=True):
 
 
 def find_leftovers(folder, is_open=False):
-    """Nothing lies in the bundle but the manifest, assets and journals; locks while it is open."""
+    """Nothing lies in the bundle but what belongs there, and locks while it is open."""
     folder = Path(folder)
-    expected = {*list_assets(folder), *read_journals(folder), folder / MANIFEST}
+    expected = {*list_assets(folder), *read_journals(folder), folder / MANIFEST,
+                *(folder / ASSETS).rglob('.cocoseg-*.run.json')}
     if is_open:
         expected.update((folder / ASSETS).glob('.cocoseg-*.lock'))
     return [f'{path.relative_to(folder)} was left behind' for path in sorted(folder.rglob('*'))

@@ -1,12 +1,14 @@
 """predict_dataset on processes and dask: the bytes and the manifest of the serial run."""
 import json
 import os
+import pickle
 import time
 
 import numpy as np
 import pytest
 
 from cocoseg import ShepherdConfig, ShepherdPredictor, get_executor, mask_dataset, predict_dataset
+from cocoseg.engine.executors import SerialExecutor
 from cocoseg.errors import ChannelCollisionError, OptionError, TaskError
 
 
@@ -192,10 +194,34 @@ def test_a_split_that_is_unknown(src, tmp_path):
 def test_a_failure_names_the_image_and_the_rest_is_resumed(executor, src, tmp_path):
     with pytest.raises(TaskError, match=r"image \d '.*' failed.*ZeroDivisionError: no water"):
         run(src, tmp_path / 'cut', executor, fail_on_the_third, settings={'predictor': 'same'})
+    assert list_temporaries(tmp_path / 'cut') == []
     run(src, tmp_path / 'cut', executor, brightness, settings={'predictor': 'same'}, resume=True)
     run(src, tmp_path / 'whole', 'serial')
     # Nobody did an image twice into another file.
     assert set(read_bundle(tmp_path / 'cut')[0]) == set(read_bundle(tmp_path / 'whole')[0])
+
+
+def test_a_worker_that_is_late_changes_no_file(src, tmp_path):
+    class Late:
+        """Keeps what it was to do, as a worker that nobody can stop."""
+
+        shares_memory, n_workers, calls = False, 1, []
+
+        def run(self, func, tasks, **options):
+            tasks = list(tasks)
+            self.calls += [(func, pickle.loads(pickle.dumps(task))) for task in tasks]
+            yield from SerialExecutor().run(func, tasks, **options)
+    late = Late()
+    run(src, tmp_path / 'a', late, split='images')
+    before = read_bundle(tmp_path / 'a')
+    for func, task in late.calls:
+        func.loop.runner.predictor = lambda image: image[..., :1] * 0
+        func(task)
+    assert read_bundle(tmp_path / 'a')[1:] == before[1:]
+    assert {name: data for name, data in read_bundle(tmp_path / 'a')[0].items()
+            if name in before[0]} == before[0]
+    # They are found out by their names.
+    assert len(list_temporaries(tmp_path / 'a')) == 4
 
 
 def test_what_is_done_is_not_done_again(executor, src, tmp_path):
