@@ -14,14 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cocoseg.coco import drawing
 from cocoseg.errors import AssetWriteError, ManifestError, OptionError
 
-#: Okabe-Ito colours, distinct for colour-blind readers, in the order in which
-#: water, vegetation and bare ground get blue, green and orange.
-_CLASS_COLORS = np.array([
-    (0, 114, 178), (0, 158, 115), (230, 159, 0), (204, 121, 167),
-    (240, 228, 66), (86, 180, 233), (213, 94, 0)], np.uint8)
-_NODATA_COLOR = (128, 128, 128)
+# As many classes as have colors for color-blind readers, but for black.
+_MAX_CLASSES = 7
 _BACKGROUND = (0, 0, 0)
 _TEXT_COLOR = (235, 235, 235)
 _FOOTER_HEIGHT = 34
@@ -64,10 +61,10 @@ def draw_preview(dset, image_id, channels, fpath, *, heat_channel=None,
     """
     names = _channel_names(channels)
     heat_channel = names[0] if heat_channel is None else heat_channel
-    if len(names) > len(_CLASS_COLORS) or heat_channel not in names:
+    if len(names) > _MAX_CLASSES or heat_channel not in names:
         raise OptionError(
             f'cannot draw {len(names)} classes {names} with the heatmap of '
-            f'{heat_channel!r}; give at most {len(_CLASS_COLORS)} channels, and '
+            f'{heat_channel!r}; give at most {_MAX_CLASSES} channels, and '
             'one of them as heat_channel')
     coco_image = dset.coco_image(image_id)
     photo = _read_channels(coco_image, rgb_channels)
@@ -105,12 +102,7 @@ def draw_photo(photo):
         >>> draw_photo(photo)[0, :, 0].tolist()
         [0, 255, 128]
     """
-    valid = np.isfinite(photo).all(axis=2)
-    canvas = np.full((*valid.shape, 3), _NODATA_COLOR, np.uint8)
-    if valid.any():
-        low, high = np.percentile(photo[valid], [1, 99])
-        canvas[valid] = _as_uint8((photo[valid] - low) / max(high - low, 1e-9))
-    return canvas
+    return drawing.stretch_photo(photo)
 
 
 def draw_heatmap(probs):
@@ -131,13 +123,7 @@ def draw_heatmap(probs):
         >>> draw_heatmap(np.array([[0.0, 1.0, np.nan]]))[0].tolist()
         [[68, 1, 84], [253, 231, 37], [128, 128, 128]]
     """
-    import cv2
-
-    valid = np.isfinite(probs)
-    codes = _as_uint8(np.where(valid, probs, 0))
-    canvas = cv2.applyColorMap(codes, cv2.COLORMAP_VIRIDIS)[..., ::-1].copy()
-    canvas[~valid] = _NODATA_COLOR
-    return canvas
+    return drawing.draw_heatmap(probs, minmax=(0, 1), cmap='viridis')
 
 
 def draw_class_map(probs):
@@ -158,14 +144,8 @@ def draw_class_map(probs):
         [[0, 114, 178], [0, 158, 115], [128, 128, 128]]
     """
     valid = np.isfinite(probs).all(axis=2)
-    canvas = np.full((*valid.shape, 3), _NODATA_COLOR, np.uint8)
-    canvas[valid] = _CLASS_COLORS[probs[valid].argmax(axis=1)]
-    return canvas
-
-
-def _as_uint8(fractions):
-    """Return 0..1 as 0..255, rounded; outside is clipped."""
-    return np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8)
+    classes = np.where(valid, probs.argmax(axis=2), -1)
+    return drawing.draw_classes(classes, [''] * probs.shape[2])
 
 
 def _channel_names(channels):
@@ -220,7 +200,7 @@ def _draw_color_bar():
     footer[11:23, 26:146] = ramp
     _put_text(footer, '0', 10)
     _put_text(footer, '1', 152)
-    _draw_swatch(footer, 'no data', 190, _NODATA_COLOR)
+    _draw_swatch(footer, 'no data', 190, drawing.NODATA_COLOR)
     return footer
 
 
@@ -229,7 +209,7 @@ def _draw_legend(names):
     widths = [40 + 9 * len(name) for name in names]
     footer = _blank_footer(max(_MIN_FOOTER_WIDTH, 10 + sum(widths)))
     x = 10
-    for name, width, color in zip(names, widths, _CLASS_COLORS):
+    for name, width, color in zip(names, widths, drawing.color_classes(len(names))):
         _draw_swatch(footer, name, x, color)
         x += width
     return footer

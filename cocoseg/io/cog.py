@@ -106,7 +106,7 @@ class CogWriter:
         fpath (str | PathLike): path of the file; its folder must exist.
         shape (tuple[int, int] | tuple[int, int, int]): (H, W) or (H, W, C), px.
         dtype (dtype): of the pixels; as for :func:`write_cog`.
-        nodata, crs, transform, channels, scale, offset, metadata: what the
+        nodata, crs, transform, channels, scale, offset, metadata, colors: what the
             file says about its pixels; as for :func:`write_cog`.
         **options: ``compress``, ``level``, ``predictor``, ``blocksize``,
             ``overviews``, ``interleave``, ``bigtiff`` and ``num_threads`` of
@@ -135,7 +135,8 @@ class CogWriter:
     """
 
     def __init__(self, fpath, shape, dtype, *, nodata=None, crs=None, transform=None,
-                 channels=None, scale=None, offset=None, metadata=None, **options):
+                 channels=None, scale=None, offset=None, metadata=None, colors=None,
+                 **options):
         self.fpath = os.fspath(fpath)
         # Stays there if the process goes to another folder meanwhile.
         self._target = os.path.abspath(self.fpath)
@@ -149,7 +150,10 @@ class CogWriter:
         self._options = CogOptions.coerce(self.dtype, **options)
         self._meta = RasterMeta.coerce(
             self.dtype, self.shape[2], nodata=nodata, crs=crs, transform=transform,
-            channels=channels, scale=scale, offset=offset, metadata=metadata)
+            channels=channels, scale=scale, offset=offset, metadata=metadata, colors=colors)
+        if colors is not None and self._options.overviews == 'average':
+            raise OptionError("values with colors cannot be averaged; give overviews='mode', "
+                              "'nearest' or None")
         self._pool = (ThreadPoolExecutor(self._options.num_threads, 'cocoseg-cog')
                       if self._options.num_threads > 1 else None)
         folder = os.path.dirname(self._target)
@@ -252,7 +256,7 @@ class CogWriter:
 def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='ZSTD',
               level=None, predictor='auto', blocksize=256, overviews='average',
               channels=None, scale=None, offset=None, metadata=None, num_threads=None,
-              interleave='pixel', bigtiff=None):
+              interleave='pixel', bigtiff=None, colors=None):
     """
     Write an array as a Cloud-Optimized GeoTIFF, atomically.
 
@@ -294,6 +298,9 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
         interleave (str): 'pixel' stores all bands of a tile together, 'band'
             apart: for readers that want few of many bands.
         bigtiff (bool | None): offsets of 64 bits; None where 32 do not do.
+        colors (array_like | None): RGB of the values 0, 1, …, whole numbers
+            0..255, shape (n, 3): a color table, for one band of uint8 or
+            uint16 that is not averaged.
 
     Returns:
         CogReport: what the file holds, as verified.
@@ -329,7 +336,7 @@ def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
         fpath, pixels.shape, pixels.dtype, nodata=nodata, crs=crs, transform=transform,
         channels=channels, scale=scale, offset=offset, metadata=metadata, compress=compress,
         level=level, predictor=predictor, blocksize=blocksize, overviews=overviews,
-        num_threads=num_threads, interleave=interleave, bigtiff=bigtiff)
+        num_threads=num_threads, interleave=interleave, bigtiff=bigtiff, colors=colors)
     with writer:
         try:
             writer._encoder.write_image(pixels)

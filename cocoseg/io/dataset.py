@@ -156,6 +156,7 @@ class RasterMeta:
         channels (tuple[str, ...] | None): one name per band.
         scales, offsets (tuple[float, ...] | None): one per band.
         metadata (tuple[tuple[str, str], ...]): default domain.
+        colors (tuple[tuple[int, int, int], ...] | None): RGB of the values 0, 1, …
     """
 
     nodata: int | float | None = None
@@ -165,10 +166,11 @@ class RasterMeta:
     scales: tuple[float, ...] | None = None
     offsets: tuple[float, ...] | None = None
     metadata: tuple[tuple[str, str], ...] = ()
+    colors: tuple[tuple[int, int, int], ...] | None = None
 
     @classmethod
     def coerce(cls, dtype, n_bands, *, nodata=None, crs=None, transform=None, channels=None,
-               scale=None, offset=None, metadata=None):
+               scale=None, offset=None, metadata=None, colors=None):
         """
         Check the arguments of ``write_cog``, which are described there.
 
@@ -198,7 +200,23 @@ class RasterMeta:
             scales=_coerce_per_band('scale', scale, n_bands),
             offsets=_coerce_per_band('offset', offset, n_bands),
             metadata=_coerce_metadata(metadata),
+            colors=_coerce_colors(colors, np.dtype(dtype), n_bands),
         )
+
+
+def _coerce_colors(colors, dtype, n_bands):
+    """Return a color table as tuples; TIFF has one for a single band of 8 bits, or of 16."""
+    if colors is None:
+        return None
+    table = np.asarray(colors)
+    if (table.ndim != 2 or table.shape[1] != 3 or table.dtype.kind not in 'iu' or not len(table)
+            or table.min() < 0 or table.max() > 255):
+        raise OptionError(f'colors must be whole numbers 0..255, shape (n, 3), not {table.dtype} '
+                          f'{table.shape}')
+    if dtype not in (np.uint8, np.uint16) or n_bands != 1 or len(table) > 256 ** dtype.itemsize:
+        raise OptionError(f'{len(table)} colors are for one band of uint8 or uint16 that has '
+                          f'as many values, not for {n_bands} of {dtype}')
+    return tuple(map(tuple, table.tolist()))
 
 
 def _coerce_nodata(nodata, dtype):
@@ -364,6 +382,11 @@ def describe(dataset, meta):
         dataset.SetGeoTransform(meta.geotransform)
     if meta.metadata:
         dataset.SetMetadata(dict(meta.metadata))
+    if meta.colors is not None:
+        table = require_gdal().ColorTable()
+        for value, color in enumerate(meta.colors):
+            table.SetColorEntry(value, (*color, 255))
+        dataset.GetRasterBand(1).SetColorTable(table)
     for i in range(dataset.RasterCount):
         band = dataset.GetRasterBand(i + 1)
         if meta.nodata is not None:

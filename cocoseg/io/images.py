@@ -62,7 +62,7 @@ def write_image(fpath, data, *, fmt='cog', **options):
 
 def write_tif(fpath, data, *, nodata=None, crs=None, transform=None, compress='ZSTD',
               level=None, predictor='auto', blocksize=256, channels=None, scale=None,
-              offset=None, metadata=None, num_threads=2):
+              offset=None, metadata=None, num_threads=2, colors=None):
     """
     Write an array as a plain tiled TIFF without overviews, atomically.
 
@@ -73,7 +73,7 @@ def write_tif(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
         nodata, crs, transform, compress, level, predictor: as for
             :func:`cocoseg.io.cog.write_cog`.
         blocksize (int): side of a tile, px: a multiple of 16 in 64..4096.
-        channels, scale, offset, metadata, num_threads: as for
+        channels, scale, offset, metadata, num_threads, colors: as for
             :func:`cocoseg.io.cog.write_cog`.
 
     Raises:
@@ -95,7 +95,7 @@ def write_tif(fpath, data, *, nodata=None, crs=None, transform=None, compress='Z
     pixels = as_pixels(data)
     meta = RasterMeta.coerce(
         pixels.dtype, pixels.shape[2], nodata=nodata, crs=crs, transform=transform,
-        channels=channels, scale=scale, offset=offset, metadata=metadata)
+        channels=channels, scale=scale, offset=offset, metadata=metadata, colors=colors)
     codec = Codec.coerce(compress, level, predictor, pixels.dtype, driver='GTiff')
     check_blocksize(blocksize)
     check_num_threads(num_threads)

@@ -18,8 +18,9 @@ from cocoseg.io.gdal_gate import (close_dataset, gdal_errors_as_exceptions,
 from cocoseg.io.tiff import Tag
 from cocoseg.io.tiff_read import read_directories, read_layout
 
-# BitsPerSample, Photometric, SamplesPerPixel, PlanarConfiguration, ExtraSamples, SampleFormat
-_PIXEL_TAGS = (258, 262, 277, 284, 338, 339)
+# BitsPerSample, Photometric, SamplesPerPixel, PlanarConfiguration, ColorMap, ExtraSamples,
+# SampleFormat
+_PIXEL_TAGS = (258, 262, 277, 284, 320, 338, 339)
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory, GeoDoubleParams,
 # GeoAsciiParams, GDAL_METADATA
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42112)

@@ -3,27 +3,14 @@ What the examples draw with: outlines, stable colors, and panels with titles.
 """
 from __future__ import annotations
 
-import colorsys
-
 import numpy as np
 
-BACKGROUND = (24, 24, 28)
+from cocoseg.coco.drawing import EMPTY_COLOR, color_ids, draw_segments, find_edges, stretch_photo
 
 
 def stretch(image):
     """Return a gray image as bytes (H, W, 3) over the middle 99 % of its values."""
-    low, high = np.percentile(image, [0.5, 99.5])
-    gray = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-
-
-def color_of(ids):
-    """Return bytes (n, 3): bright colors, always the same for the same id."""
-    # Steps of the golden ratio around the circle: near ids are far apart.
-    hues = np.asarray(ids) * 0.61803398875 % 1
-    levels = 0.75 + 0.25 * (np.asarray(ids) * 0.7548776662 % 1)
-    colors = [colorsys.hsv_to_rgb(hue, 0.65, level) for hue, level in zip(hues, levels)]
-    return np.array(colors).reshape(-1, 3) * 255
+    return stretch_photo(image, percentiles=(0.5, 99.5))
 
 
 def fill(labels, like=None):
@@ -36,12 +23,13 @@ def fill(labels, like=None):
             with which it has most pixels in common.
     """
     ids, flat = np.unique(labels, return_inverse=True)
-    partners = ids if like is None else find_partners(flat.reshape(-1), len(ids), like)
-    colors = color_of(partners)
+    flat = flat.reshape(labels.shape)
+    partners = ids if like is None else find_partners(flat.ravel(), len(ids), like)
+    colors = color_ids(partners)
     colors[partners == 0] = 150
-    colors[ids == 0] = BACKGROUND
-    picture = colors.astype(np.uint8)[flat.reshape(labels.shape)]
-    picture[find_edges(labels) & (labels > 0)] //= 3
+    colors[ids == 0] = EMPTY_COLOR
+    picture = colors[flat]
+    picture[find_edges(labels)] //= 3
     return picture
 
 
@@ -55,19 +43,7 @@ def find_partners(flat, n_labels, like):
 
 def outline(picture, labels, color):
     """Return a picture with a line around each label, inside of it."""
-    picture = picture.copy()
-    picture[find_edges(labels) & (labels > 0)] = color
-    return picture
-
-
-def find_edges(labels):
-    """Return where the pixel to the right or below, or to the left or above, is another label."""
-    edges = np.zeros(labels.shape, bool)
-    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edges[1:] |= labels[1:] != labels[:-1]
-    edges[:, :-1] |= (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] == 0)
-    edges[:-1] |= (labels[1:] != labels[:-1]) & (labels[1:] == 0)
-    return edges
+    return draw_segments(labels, background=picture, outline=color, alpha=0)
 
 
 def mark_blocks(picture, block, color=(255, 255, 255)):

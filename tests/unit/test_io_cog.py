@@ -245,6 +245,37 @@ def test_all_that_is_said_about_pixels_comes_back(tmp_path):
 TEXTS = st.text(max_size=12) | st.text('&<>"\'=:; \t\n\r\x7f\x85\ufeff0aA', max_size=12)
 
 
+COLORS = [(1, 2, 3), (255, 0, 7), (9, 9, 9)]
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'uint16'])
+def test_a_color_table_is_in_all_levels(tmp_path, dtype):
+    fpath, data = tmp_path / 'a.tif', np.indices((300, 280)).sum(axis=0) % 3
+    write_cog(fpath, data.astype(dtype), nodata=3, overviews='mode', colors=COLORS)
+    verify_cog(fpath, full=True)
+    assert_rio_valid([fpath])
+    assert np.array_equal(read_raster(fpath)[..., 0], data)
+    dataset = gdal.Open(str(fpath))
+    band = dataset.GetRasterBand(1)
+    for level in (band, band.GetOverview(0)):
+        table = level.GetColorTable()
+        assert [table.GetColorEntry(value)[:3] for value in range(3)] == COLORS
+
+
+@pytest.mark.parametrize('dtype, n_bands, options', [
+    ('uint8', 1, {'colors': COLORS, 'overviews': 'average'}),
+    ('uint8', 1, {'colors': [(0, 0, 256)]}), ('uint8', 1, {'colors': [(0, 0)]}),
+    ('uint8', 1, {'colors': []}), ('uint8', 1, {'colors': [(0, 0, 0.5)]}),
+    ('uint8', 1, {'colors': [(0, 0, 0)] * 257}), ('int16', 1, {'colors': COLORS}),
+    ('uint8', 2, {'colors': COLORS})],
+    ids=['average', '256', 'pairs', 'none', 'floats', '257', 'int16', 'bands'])
+def test_color_tables_that_cannot_be(tmp_path, dtype, n_bands, options):
+    with pytest.raises(OptionError, match='color'):
+        write_cog(tmp_path / 'a.tif', np.zeros((20, 20, n_bands), dtype),
+                  **{'overviews': 'mode', **options})
+    assert os.listdir(tmp_path) == []
+
+
 @given(name=TEXTS, key=TEXTS, value=TEXTS)
 @settings(max_examples=150, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
