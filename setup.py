@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-EXTRAS = ('gdal', 'tables', 'zarr', 'instances', 'dask', 'torch', 'tests', 'docs')
+EXTRAS = ('gdal', 'tables', 'zarr', 'instances', 'report', 'dask', 'torch', 'tests', 'docs')
 
 
 def read_version():
@@ -54,7 +54,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['cocoseg', 'cocoseg.*']),
-    package_data={'cocoseg': ['coco/demodata/*']},
+    package_data={'cocoseg': ['coco/demodata/*', 'coco/templates/*']},
     install_requires=read_requirements('runtime'),
     extras_require=build_extras(),
     entry_points={'console_scripts': ['cocoseg = cocoseg.cli.main:main']},

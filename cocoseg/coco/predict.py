@@ -7,6 +7,10 @@ the caller, in one order: each stage is an iterator over the one before.
 from __future__ import annotations
 
 import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +20,7 @@ from cocoseg.coco.manager import CocoStitchingManager
 from cocoseg.coco.predict_steps import BatchRunner, PredictLoop, WindowReader, check_mask
 from cocoseg.coco.remote import predict_images
 from cocoseg.coco.remote_windows import predict_windows_of
+from cocoseg.coco.run_record import RunClock, write_run_record
 from cocoseg.coco.sampling import fit_predictor
 from cocoseg.engine.executors import SerialExecutor, get_executor
 from cocoseg.engine.prefetch import check_depth
@@ -117,8 +122,73 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
         >>> dset.coco_image(1).imdelay('bright').finalize().shape
         (64, 64, 1)
     """
-    check_depth(prefetch, 'prefetch')
+    clock, executor_name = RunClock.start(), str(executor)
     executor = _check_executor(executor)
+    job = prepare_prediction(
+        src, dst, predictor, window, overlap, channels=channels, out_channels=out_channels,
+        space=space, batch_size=batch_size, fit=fit, image_ids=image_ids, short_code=short_code,
+        prefetch=prefetch, settings=settings, mask=mask, split=split, **manager_options)
+    with CocoStitchingManager(job.result, settings=job.settings, dump_interval=dump_interval,
+                              **job.manager_options) as manager:
+        run = job.loop.runner
+        run.n_channels = manager.num_bands
+        todo = {image_id: grid for image_id, grid in job.grids.items()
+                if not manager.is_done(image_id)}
+        if executor is None:
+            job.loop(manager, job.read, todo, progress)
+        else:
+            _predict_elsewhere(manager, job, todo, split, executor, progress)
+        manager.dump()
+        write_run_record(
+            os.path.join(manager.prob_dpath, manager.options.journal_name),
+            clock.stop(images=len(todo), windows=sum(map(len, todo.values())),
+                       px=sum(math.prod(grid.shape) for grid in todo.values()),
+                       executor=executor_name, prefetch=prefetch))
+    if mask is not None:
+        logger.info('mask=%r: %d of %d windows have no valid pixel and were not predicted', mask,
+                    run.n_skipped, run.n_windows)
+    return job.result
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """
+    What :func:`predict_dataset` is to do, checked; nothing was written.
+
+    Attributes:
+        result (kwcoco.CocoDataset): the input under its new name.
+        read (WindowReader): of the images.
+        grids (dict[int, WindowGrid]): of the images that were chosen, by id.
+        loop (PredictLoop): how windows are predicted.
+        settings (dict): that change the bytes.
+        manager_options (dict): for :class:`CocoStitchingManager`.
+    """
+
+    result: Any
+    read: WindowReader
+    grids: dict
+    loop: PredictLoop
+    settings: dict
+    manager_options: dict
+
+
+def prepare_prediction(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
+                       out_channels=None, space='video', batch_size=1, fit='balanced',
+                       image_ids=None, short_code='pred', prefetch=2, settings=None, mask=None,
+                       split='auto', is_dry=False, **manager_options):
+    """
+    Check what :func:`predict_dataset` is given, and find out what is to be done.
+
+    Args:
+        src, dst, predictor, window, overlap, channels, out_channels, space,
+            batch_size, fit, image_ids, short_code, prefetch, settings, mask,
+            split, **manager_options: of that function.
+        is_dry (bool): do not fit a predictor that has to be.
+
+    Returns:
+        PredictJob: with the options of the manager that are not checked yet.
+    """
+    check_depth(prefetch, 'prefetch')
     check_split(split)
     result = open_result(src, dst)
     image_ids = list_image_ids(result, image_ids)
@@ -129,7 +199,8 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     overlap = _overlap_pixels(overlap, window)
     grids = {image_id: WindowGrid(read.get_shape(image_id), window, overlap, fit)
              for image_id in image_ids}
-    fit_predictor(predictor, read, {image_id: grid.shape for image_id, grid in grids.items()})
+    if not is_dry:
+        fit_predictor(predictor, read, {image_id: grid.shape for image_id, grid in grids.items()})
     if kind == 'labels':
         manager_options = _add_label_options(predictor, manager_options)
         run.keeps_images = manager_options['label_options'].needs_values
@@ -139,22 +210,9 @@ def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, chan
     if out_channels is None:
         out_channels = _infer_channels(run, read, image_ids[0], grids, short_code)
     loop = PredictLoop(run, read.channels, space, window, overlap, fit, batch_size, prefetch, mask)
-    with CocoStitchingManager(result, short_code, out_channels, space, settings=settings,
-                              dump_interval=dump_interval, **manager_options) as manager:
-        run.n_channels = manager.num_bands
-        todo = [image_id for image_id in image_ids if not manager.is_done(image_id)]
-        if executor is None:
-            loop(manager, read, {image_id: grids[image_id] for image_id in todo}, progress)
-        else:
-            options = {'short_code': short_code, 'chan_code': out_channels,
-                       'stitching_space': space, **manager_options}
-            todo = {image_id: grids[image_id] for image_id in todo}
-            _predict_elsewhere(manager, loop, todo, split, options, executor, progress)
-        manager.dump()
-    if mask is not None:
-        logger.info('mask=%r: %d of %d windows have no valid pixel and were not predicted', mask,
-                    run.n_skipped, run.n_windows)
-    return result
+    return PredictJob(result, read, grids, loop, settings, {
+        'short_code': short_code, 'chan_code': out_channels, 'stitching_space': space,
+        **manager_options})
 
 
 def _check_executor(executor):
@@ -173,16 +231,16 @@ def _check_executor(executor):
     return executor
 
 
-def _predict_elsewhere(manager, loop, grids, split, options, executor, progress):
+def _predict_elsewhere(manager, job, grids, split, executor, progress):
     """Predict images on workers: first those that all of them share, then one on each."""
     shared = choose_shared(split, {image_id: len(grid) for image_id, grid in grids.items()},
                            executor.n_workers)
     if shared:
-        predict_windows_of(manager, loop, {image_id: grids[image_id] for image_id in shared},
+        predict_windows_of(manager, job.loop, {image_id: grids[image_id] for image_id in shared},
                            executor, progress)
     rest = [image_id for image_id in grids if image_id not in set(shared)]
     if rest:
-        predict_images(manager, loop, rest, options, executor, progress)
+        predict_images(manager, job.loop, rest, job.manager_options, executor, progress)
 
 
 def _find_kind(predictor, options):

@@ -90,13 +90,16 @@ def run(src, dst, predictor=None, **options):
 
 def read_bundle(dst):
     """Return the bytes of all files below the folder of a manifest, by name."""
+    # Records of runs tell their times.
     return {path.relative_to(dst.parent).as_posix(): path.read_bytes()
-            for path in sorted(dst.parent.rglob('*')) if path.is_file()}
+            for path in sorted(dst.parent.rglob('*'))
+            if path.is_file() and not path.name.endswith('.run.json')}
 
 
 def list_assets(dst):
-    """Return all that is in the asset folder but the journal."""
-    return [path.name for path in dst.parent.rglob('_assets/*/*') if path.suffix != '.jsonl']
+    """Return all that is in the asset folder but the journal and the record of the run."""
+    return [path.name for path in dst.parent.rglob('_assets/*/*')
+            if not path.name.endswith(('.jsonl', '.run.json'))]
 
 
 # ---- the same result -------------------------------------------------------

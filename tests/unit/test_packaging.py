@@ -12,7 +12,7 @@ import setuptools
 from packaging.requirements import Requirement
 
 SCRIPTS = ['dev/setup.sh', 'dev/demo.sh', 'dev/test.sh', '.ci/run']
-EXTRAS = ['gdal', 'tables', 'zarr', 'instances', 'dask', 'torch', 'tests', 'docs']
+EXTRAS = ['gdal', 'tables', 'zarr', 'instances', 'report', 'dask', 'torch', 'tests', 'docs']
 BASH = shutil.which('bash')
 
 
@@ -51,7 +51,8 @@ def test_metadata_installs_every_module_and_the_demo_data(metadata, repo_root):
     folders = {path.parent for path in (repo_root / 'cocoseg').rglob('*.py')}
     names = {'.'.join(folder.relative_to(repo_root).parts) for folder in folders}
     assert names == set(metadata['packages'])
-    assert metadata['package_data'] == {'cocoseg': ['coco/demodata/*']}
+    assert metadata['package_data'] == {
+        'cocoseg': ['coco/demodata/*', 'coco/templates/*']}
 
 
 def test_metadata_has_every_extra(metadata):
