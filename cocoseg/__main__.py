@@ -1,4 +1,5 @@
 """Run the command line as ``python -m cocoseg``."""
+# PYTHON_ARGCOMPLETE_OK
 import sys
 
 from cocoseg.cli.main import main

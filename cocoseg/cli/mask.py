@@ -7,7 +7,8 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
+from cocoseg.cli.ending import describe_images
 
 _MANIFESTS = ('.json', '.zip')
 # What has a meaning for one of the two kinds of input only, with its default.
@@ -17,7 +18,7 @@ _MANIFEST_ONLY = {'channels': None, 'mask_channel': 'valid', 'space': 'image',
                   'valid_region': False, 'resume': False}
 
 
-class MaskConfig(kwconf.Config):
+class MaskConfig(WriterConfig):
     """
     Compute where images are valid, from their nodata.
 
@@ -27,9 +28,6 @@ class MaskConfig(kwconf.Config):
     """
 
     __command__ = 'mask'
-    __prog__ = 'cocoseg mask'
-    # --config reads options from a file, YAML or JSON.
-    __special_options__ = True
     __epilog__ = """
     Example:
         cocoseg mask image.tif --dst valid.tif --logic any --nodata 0 --executor threads
@@ -69,7 +67,7 @@ class MaskConfig(kwconf.Config):
     @run_command
     def main(config):
         from cocoseg.errors import OptionError
-        is_manifest = config.src.lower().endswith(_MANIFESTS)
+        is_manifest = config.is_manifest()
         others = _RASTER_ONLY if is_manifest else _MANIFEST_ONLY
         given = [name for name, default in others.items() if getattr(config, name) != default]
         if given:
@@ -78,6 +76,24 @@ class MaskConfig(kwconf.Config):
                               'out')
         mask = _mask_manifest if is_manifest else _mask_raster
         mask(config, as_logic(config.logic), as_nodata(config.nodata))
+
+    def is_manifest(self):
+        """Return True if the input is a kwcoco dataset."""
+        return self.src.lower().endswith(_MANIFESTS)
+
+    def list_outputs(self):
+        """Return the paths that are written."""
+        if self.dst == 'sidecar':
+            return [f'{self.src}.msk']
+        return [self.src if self.dst == 'internal' else self.dst]
+
+    def can_resume(self):
+        """Return True if finished images are kept."""
+        return self.is_manifest()
+
+    def describe_finished(self):
+        """Return how many images of a run that was cut short are kept."""
+        return describe_images(self.dst, 'mask') if self.is_manifest() else None
 
 
 def as_logic(text):
@@ -124,26 +140,34 @@ def _mask_raster(config, logic, nodata):
     if dst not in PLACES and not dst.lower().endswith(('.tif', '.tiff')):
         from cocoseg.errors import OptionError
         raise OptionError(f'--dst={dst} must be a path that ends with .tif, sidecar, or internal')
-    result = compute_mask(
-        config.src, dst, nodata=nodata, logic=logic, bands=config.bands,
-        extra_mask=config.extra_mask, executor=config.executor,
-        block_shape=None if block is None else tuple(block) if len(block) > 1 else block[0],
-        overwrite=config.overwrite, max_retries=config.max_retries, timeout=config.timeout,
-        progress=show_progress)
+    options = {
+        'nodata': nodata, 'logic': logic, 'bands': config.bands, 'extra_mask': config.extra_mask,
+        'block_shape': None if block is None else tuple(block) if len(block) > 1 else block[0],
+        'max_retries': config.max_retries, 'timeout': config.timeout}
+    if config.dry_run:
+        from cocoseg.cli.dry_run import preview_mask
+        preview_mask(config, **options)
+        return
+    result = compute_mask(config.src, dst, executor=config.executor, overwrite=config.overwrite,
+                          progress=show_progress, **options)
     n_valid, n_pixels = count_valid(result.output, is_inside=dst == 'internal')
-    print(f'mask      {os.path.abspath(result.output)}')
-    print(f'valid     {n_valid} of {n_pixels} px, {n_valid / n_pixels:.2%}')
-    print(result.format_timings())
+    say(f'mask      {os.path.abspath(result.output)}')
+    say(f'valid     {n_valid} of {n_pixels} px, {n_valid / n_pixels:.2%}')
+    say(result.format_timings())
 
 
 def _mask_manifest(config, logic, nodata):
-    from cocoseg.coco.masks import mask_dataset
-    result = mask_dataset(
+    if config.dry_run:
+        from cocoseg.cli.dry_manifest import preview_masks as mask_images
+    else:
+        from cocoseg.coco.masks import mask_dataset as mask_images
+    result = mask_images(
         config.src, config.dst, config.channels, config.mask_channel, logic=logic, nodata=nodata,
         space=config.space, valid_region=config.valid_region, overwrite=config.overwrite,
         resume=config.resume, progress=show_progress)
-    print(f'manifest  {os.path.abspath(result.fpath)}')
-    print(f'images    {result.n_images}')
+    if result is not None:
+        say(f'manifest  {os.path.abspath(result.fpath)}')
+        say(f'images    {result.n_images}')
 
 
 __cli__ = MaskConfig

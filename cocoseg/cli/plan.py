@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import kwconf
 
-from cocoseg.cli.common import run_command
+from cocoseg.cli.common import CommandConfig, run_command
+from cocoseg.cli.plan_text import print_estimate, print_plan
 
 _MANIFESTS = ('.json', '.zip')
 _PURPOSES = ('predict', 'blocks', 'watershed', 'segment')
@@ -38,7 +39,7 @@ _MAX_FORECAST = 50_000
 _N_PROBES = 4
 
 
-class PlanConfig(kwconf.Config):
+class PlanConfig(CommandConfig):
     """
     Tell what a run would take: counts, disk, memory, tasks and time.
 
@@ -107,27 +108,54 @@ class PlanConfig(kwconf.Config):
 
     @run_command
     def main(config):
-        from cocoseg.engine.estimate import estimate_time, list_warnings, parse_executor
-        _check_options(config)
-        kind, n_workers = parse_executor(config.executor, config.n_workers)
-        _check_kind(config['for'], kind)
-        content = _open_input(config)
-        plan = _make_plan(config, content, kind, n_workers)
-        rate, basis = _find_rate(config, content)
+        from cocoseg.engine.estimate import estimate_time, list_warnings
+        work = make_work(config)
+        rate, basis = _find_rate(config, work.content)
         estimate = None if rate is None else estimate_time(
-            plan, rate, kind, n_workers, config.write_rate * 1e6)
-        warnings = list_warnings(plan, estimate, kind, n_workers)
+            work.plan, rate, work.kind, work.n_workers, config.write_rate * 1e6)
+        warnings = list_warnings(work.plan, estimate, work.kind, work.n_workers)
         if config.json:
             print(json.dumps({
-                'plan': plan.as_dict(), 'executor': kind, 'n_workers': n_workers,
+                'plan': work.plan.as_dict(), 'executor': work.kind, 'n_workers': work.n_workers,
                 'pixels_per_second': rate, 'rate_from': basis, 'warnings': warnings,
                 'seconds': None if estimate is None else estimate.as_dict()}, indent=1))
             return
-        _print_plan(plan, kind, n_workers)
+        print_plan(work.plan, work.kind, work.n_workers)
         if estimate is not None:
-            _print_estimate(estimate, rate, basis)
-        for warning in warnings:
+            print_estimate(estimate, rate, basis)
+        for warning in [] if config.quiet else warnings:
             print(f'note      {warning}')
+
+
+@dataclass(frozen=True)
+class Work:
+    """A :class:`~cocoseg.engine.plan.WorkPlan`, of what, and who does it."""
+
+    plan: object
+    kind: str
+    n_workers: int
+    content: object
+
+
+def make_work(config):
+    """
+    Return the plan of a run, checked.
+
+    Args:
+        config (PlanConfig): that tells of the run.
+
+    Example:
+        >>> from cocoseg.cli.plan import PlanConfig, make_work
+        >>> work = make_work(PlanConfig(src='100x80', window=[50], overlap=10.0))
+        >>> work.plan.n_units, work.kind
+        (6, 'serial')
+    """
+    from cocoseg.engine.estimate import parse_executor
+    _check_options(config)
+    kind, n_workers = parse_executor(config.executor, config.n_workers)
+    _check_kind(config['for'], kind)
+    content = _open_input(config)
+    return Work(_make_plan(config, content, kind, n_workers), kind, n_workers, content)
 
 
 @dataclass(frozen=True)
@@ -405,58 +433,6 @@ def _pick(values):
         ([0, 33, 66, 99], [7, 7, 7, 7])
     """
     return [values[(len(values) - 1) * number // (_N_PROBES - 1)] for number in range(_N_PROBES)]
-
-
-def _print_plan(plan, kind, n_workers):
-    print(f'images    {plan.n_images}, {plan.n_pixels / 1e6:.6g} Mpx')
-    print(f'{plan.units:<9} {plan.n_units}, {plan.n_read / 1e6:.6g} Mpx to read, each pixel '
-          f'{plan.read_factor:.2f} times')
-    print(f'tasks     {plan.n_tasks} for {n_workers} {kind} '
-          f'worker{"" if n_workers == 1 else "s"}')
-    print(f'result    {format_bytes(plan.result_nbytes)} raw')
-    print(f'temporary {format_bytes(plan.temporary_nbytes)} of files at most')
-    print(f'memory    {format_bytes(plan.worker_nbytes)} per worker at most, '
-          f'{format_bytes(plan.driver_nbytes)} for the process that drives them')
-    if plan.manifest_nbytes:
-        print(f'manifest  {format_bytes(plan.manifest_nbytes)} more')
-    if plan.n_labels:
-        print(f'labels    about {plan.n_labels:.3g}')
-
-
-def _print_estimate(estimate, rate, basis):
-    print(f'rate      {rate / 1e6:.3g} Mpx/s per worker ({basis})')
-    print(f'task      {estimate.task:.3g} s')
-    print(f'time      {format_seconds(estimate.total)}: {format_seconds(estimate.work)} of work, '
-          f'{format_seconds(estimate.dispatch)} to hand out tasks, '
-          f'{format_seconds(estimate.write)} to write; {estimate.bottleneck} set the pace')
-
-
-def format_bytes(nbytes):
-    """
-    Return a number of bytes for people.
-
-    Example:
-        >>> [format_bytes(nbytes) for nbytes in (999, 184689571, 2 * 10 ** 12, 3e18)]
-        ['999 B', '184.7 MB', '2.0 TB', '3000.0 PB']
-    """
-    size, units = nbytes, ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f'{size} B' if units[0] == 'B' else f'{size:.1f} {units[0]}'
-
-
-def format_seconds(seconds):
-    """
-    Return a time for people.
-
-    Example:
-        >>> [format_seconds(value) for value in (0.25, 75, 5400, 1e6)]
-        ['0.2 s', '75.0 s', '1.5 h', '11.6 days']
-    """
-    for size, unit in ((86400, 'days'), (3600, 'h')):
-        if seconds >= size:
-            return f'{seconds / size:.1f} {unit}'
-    return f'{seconds:.1f} s'
 
 
 __cli__ = PlanConfig

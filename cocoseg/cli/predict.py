@@ -7,10 +7,11 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
+from cocoseg.cli.ending import describe_images
 
 
-class PredictConfig(kwconf.Config):
+class PredictConfig(WriterConfig):
     """
     Run a predictor over the images of a kwcoco dataset and stitch its output.
 
@@ -70,12 +71,15 @@ class PredictConfig(kwconf.Config):
 
     @run_command
     def main(config):
-        from cocoseg.coco.predict import predict_dataset
+        if config.dry_run:
+            from cocoseg.cli.dry_manifest import preview_prediction as predict
+        else:
+            from cocoseg.coco.predict import predict_dataset as predict
         from cocoseg.coco.predictors import load_predictor
         window = tuple(config.window)
         overlap = config.overlap if config.overlap < 1 else _as_pixels(config.overlap)
         budget = config.memory_budget
-        result = predict_dataset(
+        result = predict(
             config.src, config.dst, load_predictor(config.predictor, config.trusted),
             window if len(window) > 1 else window[0], overlap,
             channels=config.channels, out_channels=config.out_channels, space=config.space,
@@ -86,8 +90,17 @@ class PredictConfig(kwconf.Config):
             dump_interval=config.dump_interval, mask=config.mask,
             executor=config.executor, split=config.split,
             memory_budget=None if budget is None else int(budget * 2 ** 30))
-        print(f'manifest  {os.path.abspath(result.fpath)}')
-        print(f'images    {result.n_images}')
+        if result is not None:
+            say(f'manifest  {os.path.abspath(result.fpath)}')
+            say(f'images    {result.n_images}')
+
+    def can_resume(self):
+        """Return True: finished images are kept."""
+        return True
+
+    def describe_finished(self):
+        """Return how many images of a run that was cut short are kept."""
+        return describe_images(self.dst, self.short_code)
 
 
 def _split(layers):

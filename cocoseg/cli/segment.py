@@ -7,7 +7,8 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
+from cocoseg.cli.ending import describe_images
 
 _MANIFESTS = ('.json', '.zip')
 # What has a meaning for one of the two kinds of input only, with its default.
@@ -17,7 +18,7 @@ _RASTER_ONLY = {'executor': None, 'bands': None, 'recode': 'overlap', 'driver': 
 _MANIFEST_ONLY = {'channels': None, 'polygons': False, 'resume': False}
 
 
-class SegmentConfig(kwconf.Config):
+class SegmentConfig(WriterConfig):
     """
     Divide images into segments of pixels that are alike.
 
@@ -80,7 +81,7 @@ class SegmentConfig(kwconf.Config):
 
     @run_command
     def main(config):
-        is_manifest = config.src.lower().endswith(_MANIFESTS)
+        is_manifest = config.is_manifest()
         _check_kind(config, is_manifest)
         kmeans = None if config.clusters is None else load_clusters(config.clusters)
         if config.save_clusters is not None:
@@ -88,9 +89,25 @@ class SegmentConfig(kwconf.Config):
             check_writable(config.save_clusters)
         segment = _segment_manifest if is_manifest else _segment_raster
         kmeans = segment(config, _make_config(config), kmeans)
-        if config.save_clusters is not None:
+        if config.save_clusters is not None and not config.dry_run:
             save_clusters(config.save_clusters, kmeans)
-            print(f'clusters  {os.path.abspath(config.save_clusters)}')
+            say(f'clusters  {os.path.abspath(config.save_clusters)}')
+
+    def is_manifest(self):
+        """Return True if the input is a kwcoco dataset."""
+        return self.src.lower().endswith(_MANIFESTS)
+
+    def list_outputs(self):
+        """Return the paths that are written."""
+        return [path for path in (self.dst, self.table, self.save_clusters) if path is not None]
+
+    def can_resume(self):
+        """Return True if finished images are kept."""
+        return self.is_manifest()
+
+    def describe_finished(self):
+        """Return how many images of a run that was cut short are kept."""
+        return describe_images(self.dst, 'seg') if self.is_manifest() else None
 
 
 def _check_kind(config, is_manifest):
@@ -138,6 +155,11 @@ def _find_overlap(tile_size, overlap):
 def _segment_raster(config, options, kmeans):
     from cocoseg.shepherd.tiled import segment_raster
     tile_size = config.tile_size or 4096
+    if config.dry_run:
+        from cocoseg.cli.dry_run import preview_segment
+        preview_segment(config, options, kmeans, tile_size,
+                        _find_overlap(tile_size, config.overlap))
+        return None
     result = segment_raster(
         config.src, config.dst, options, tile_size, _find_overlap(tile_size, config.overlap),
         config.executor or 'serial', kmeans, bands=config.bands,
@@ -145,28 +167,32 @@ def _segment_raster(config, options, kmeans):
         driver=config.driver, creation_options=config.creation_options or (), table=config.table,
         colors=config.colors, max_concurrent_reads=config.max_concurrent_reads,
         tile_timeout=config.tile_timeout, num_threads=config.num_threads, progress=show_progress)
-    print(f'segments  {result.n_segments}')
-    print(f'limit     {result.max_spectral_diff:g}')
+    say(f'segments  {result.n_segments}')
+    say(f'limit     {result.max_spectral_diff:g}')
     if result.seams:
         agreements = [seam.agreement for seam in result.seams]
-        print(f'seams     {len(agreements)}, agreement {sum(agreements) / len(agreements):.3f} '
-              f'on average, {min(agreements):.3f} at least')
-    print(f'labels    {os.path.abspath(result.path)}')
-    print(result.format_timings())
+        say(f'seams     {len(agreements)}, agreement {sum(agreements) / len(agreements):.3f} '
+            f'on average, {min(agreements):.3f} at least')
+    say(f'labels    {os.path.abspath(result.path)}')
+    say(result.format_timings())
     return result.kmeans
 
 
 def _segment_manifest(config, options, kmeans):
-    from cocoseg.coco.predict import predict_dataset
+    if config.dry_run:
+        from cocoseg.cli.dry_manifest import preview_prediction as predict
+    else:
+        from cocoseg.coco.predict import predict_dataset as predict
     from cocoseg.coco.shepherd_predictor import ShepherdPredictor
     predictor = ShepherdPredictor(options, kmeans, config.nodata, num_threads=config.num_threads)
     tile_size = config.tile_size or 2048
-    result = predict_dataset(
+    result = predict(
         config.src, config.dst, predictor, tile_size, _find_overlap(tile_size, config.overlap),
         channels=config.channels, write_preds=config.polygons, resume=config.resume,
         short_code='seg', progress=show_progress)
-    print(f'manifest  {os.path.abspath(result.fpath)}')
-    print(f'images    {result.n_images}')
+    if result is not None:
+        say(f'manifest  {os.path.abspath(result.fpath)}')
+        say(f'images    {result.n_images}')
     return predictor.kmeans
 
 

@@ -7,10 +7,10 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
 
 
-class StatsConfig(kwconf.Config):
+class StatsConfig(WriterConfig):
     """
     Measure the segments of a label raster, and their values in an image.
 
@@ -52,23 +52,33 @@ class StatsConfig(kwconf.Config):
         from cocoseg.shepherd.stats import segment_stats
         _check_targets(config)
         num_threads = count_cpus() if config.num_threads is None else config.num_threads
-        table = segment_stats(
-            config.image, config.segments, config.stats, bands=config.bands,
-            nodata='file' if config.nodata is None else config.nodata,
-            missing=_as_whole(config.missing), block_rows=config.block_rows,
-            num_threads=num_threads, executor=config.executor, progress=show_progress)
-        print(f'segments  {len(table)}')
+        options = {
+            'bands': config.bands, 'nodata': 'file' if config.nodata is None else config.nodata,
+            'missing': _as_whole(config.missing), 'block_rows': config.block_rows,
+            'num_threads': num_threads, 'executor': config.executor}
+        if config.dry_run:
+            from cocoseg.cli.dry_run import preview_stats
+            preview_stats(config, **options)
+            return
+        table = segment_stats(config.image, config.segments, config.stats, progress=show_progress,
+                              **options)
+        say(f'segments  {len(table)}')
         if config.dst is not None:
             table.write(config.dst)
-            print(f'table     {os.path.abspath(config.dst)}')
+            say(f'table     {os.path.abspath(config.dst)}')
         if config.polygons is not None:
             from cocoseg.io.vector import write_segment_polygons
             write_segment_polygons(config.segments, config.polygons, table)
-            print(f'polygons  {os.path.abspath(config.polygons)}')
+            say(f'polygons  {os.path.abspath(config.polygons)}')
         if config.rat:
             from cocoseg.io.attribute_table import write_attribute_table
             write_attribute_table(config.segments, table)
-            print(f'attributes of {os.path.abspath(config.segments)}')
+            say(f'attributes of {os.path.abspath(config.segments)}')
+
+    def list_outputs(self):
+        """Return the paths that are written."""
+        paths = (self.dst, self.polygons, self.segments if self.rat else None)
+        return [path for path in paths if path is not None]
 
 
 def _check_targets(config):

@@ -7,10 +7,10 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
 
 
-class SubsetConfig(kwconf.Config):
+class SubsetConfig(WriterConfig):
     """
     Write the segments of a part of a label raster, numbered from 1.
 
@@ -52,15 +52,24 @@ class SubsetConfig(kwconf.Config):
         if config.dst_table is not None:
             check_table_path(config.dst_table)
         source = None if config.table is None else SegmentTable.read(config.table)
+        window = config.window and Window(*config.window)
+        if config.dry_run:
+            from cocoseg.cli.dry_run import preview_subset
+            preview_subset(config, window)
+            return
         result = subset_segments(
-            config.src, config.dst, config.window and Window(*config.window),
+            config.src, config.dst, window,
             bounds=config.bounds, mask=config.mask, compress=config.compress,
             blocksize=config.blocksize, progress=show_progress)
-        print(f'labels    {os.path.abspath(config.dst)}')
-        print(f'segments  {result.n_segments}')
+        say(f'labels    {os.path.abspath(config.dst)}')
+        say(f'segments  {result.n_segments}')
         if config.dst_table is not None:
             join_tables(result.table, source).write(config.dst_table)
-            print(f'table     {os.path.abspath(config.dst_table)}')
+            say(f'table     {os.path.abspath(config.dst_table)}')
+
+    def list_outputs(self):
+        """Return the paths that are written."""
+        return [path for path in (self.dst, self.dst_table) if path is not None]
 
 
 def join_tables(table, source):

@@ -7,15 +7,14 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command
+from cocoseg.cli.common import CommandConfig, run_command
 
 _MANIFESTS = ('.json', '.zip')
-_FLAGS = ('--full', '--all', '--quiet')
 _STYLES = {'ok': 'green', 'bad': 'bold red', 'skipped': 'yellow'}
 _COLUMNS = '{:<8}{:>9}{:>8}{:>10}  '
 
 
-class VerifyConfig(kwconf.Config):
+class VerifyConfig(CommandConfig):
     """
     Check that files are complete Cloud-Optimized GeoTIFFs.
 
@@ -26,6 +25,8 @@ class VerifyConfig(kwconf.Config):
     """
 
     __command__ = 'verify'
+    # It would be a path.
+    __flags_take_words__ = False
     __epilog__ = """
     Example:
         cocoseg verify heatmap.tif other.tif
@@ -38,7 +39,6 @@ class VerifyConfig(kwconf.Config):
         'also decode every pixel, and compare the checksums in journals'))
     all = kwconf.Flag(False, help=(
         'also check the assets of a manifest that cocoseg did not make, such as its inputs'))
-    quiet = kwconf.Flag(False, help='only print what is bad')
 
     @run_command
     def main(config):
@@ -55,22 +55,6 @@ class VerifyConfig(kwconf.Config):
         if n_bad:
             raise CogError(f'{n_bad} of {sum(table.counts.values())} files are bad or missing; '
                            'make them again, a run with --resume makes only those')
-
-
-def flags_last(argv):
-    """
-    Return arguments with the flags behind the paths.
-
-    A flag of kwconf takes the next word for its value, which would be a path.
-
-    Args:
-        argv (Sequence[str]): of this command.
-
-    Example:
-        >>> flags_last(['--full', 'a.tif', '--quiet', 'b.tif'])
-        ['a.tif', 'b.tif', '--full', '--quiet']
-    """
-    return sorted(argv, key=_FLAGS.__contains__)
 
 
 def _verify_manifest(path, config, table):

@@ -7,7 +7,8 @@ import os
 
 import kwconf
 
-from cocoseg.cli.common import run_command, show_progress
+from cocoseg.cli.common import WriterConfig, run_command, say, show_progress
+from cocoseg.cli.ending import describe_images
 
 _MANIFESTS = ('.json', '.zip')
 # What has a meaning for one kind of input, or of method, only, with its default.
@@ -20,7 +21,7 @@ _SEEDED_ONLY = {'seed_distance': 5}
 _ANNOTATIONS = 'annotations'
 
 
-class WatershedConfig(kwconf.Config):
+class WatershedConfig(WriterConfig):
     """
     Find instances in predictions, by watersheds of blocks.
 
@@ -31,9 +32,6 @@ class WatershedConfig(kwconf.Config):
     """
 
     __command__ = 'watershed'
-    __prog__ = 'cocoseg watershed'
-    # --config reads options from a file, YAML or JSON.
-    __special_options__ = True
     __epilog__ = """
     Example:
         cocoseg watershed affinities.tif --dst ids.tif --offsets 0,1 1,0 0,-9 -9,0
@@ -92,11 +90,34 @@ class WatershedConfig(kwconf.Config):
 
     @run_command
     def main(config):
-        is_manifest = config.src.lower().endswith(_MANIFESTS)
+        is_manifest = config.is_manifest()
         _check_kind(config, is_manifest)
         _check_method(config)
         find = _find_in_manifest if is_manifest else _find_in_raster
         find(config, _make_parameters(config))
+
+    @staticmethod
+    def protect_words(argv):
+        """Return arguments in which offsets that begin with a minus are no options."""
+        return protect_vectors(argv)
+
+    def is_manifest(self):
+        """Return True if the input is a kwcoco dataset."""
+        return self.src.lower().endswith(_MANIFESTS)
+
+    def list_outputs(self):
+        """Return the paths that are written."""
+        return [path for path in (self.dst, self.polygons) if path not in (None, _ANNOTATIONS)]
+
+    def can_resume(self):
+        """Return True if finished images, or blocks, are kept."""
+        return self.is_manifest() or self.resume
+
+    def describe_finished(self):
+        """Return how many images of a run that was cut short are kept."""
+        if self.is_manifest():
+            return describe_images(self.dst, 'instances')
+        return 'finished blocks are kept' if self.resume else None
 
 
 def protect_vectors(argv):
@@ -221,17 +242,21 @@ def _find_in_raster(config, parameters):
     if config.polygons is not None:
         from cocoseg.io.vector import check_polygon_path
         check_polygon_path(config.polygons)
-    result = blockwise_watershed(
-        config.src, parameters, config.dst, foreground=config.foreground, ndim=config.ndim,
-        overwrite=config.overwrite, **_list_run_options(config))
+    options = {'foreground': config.foreground, 'ndim': config.ndim, **_list_run_options(config)}
+    if config.dry_run:
+        from cocoseg.cli.dry_run import preview_watershed
+        preview_watershed(config, parameters, **options)
+        return
+    result = blockwise_watershed(config.src, parameters, config.dst, overwrite=config.overwrite,
+                                 **options)
     summary = _Summary()
     summary.add('', result)
     summary.print()
-    print(f'labels    {os.path.abspath(result.output)}')
+    say(f'labels    {os.path.abspath(result.output)}')
     if config.polygons is not None:
         _write_polygons(result, config.polygons)
-        print(f'polygons  {os.path.abspath(config.polygons)}')
-    print(result.format_timings())
+        say(f'polygons  {os.path.abspath(config.polygons)}')
+    say(result.format_timings())
 
 
 def _write_polygons(result, fpath):
@@ -247,17 +272,22 @@ def _write_polygons(result, fpath):
 def _find_in_manifest(config, parameters):
     from cocoseg.coco.instances import watershed_dataset
     from cocoseg.engine.timings import format_timings
+    options = {
+        'foreground': config.foreground, 'out_channels': config.out_channels,
+        'space': config.space, 'on_collision': 'replace' if config.overwrite else 'raise',
+        **_list_run_options(config)}
+    if config.dry_run:
+        from cocoseg.cli.dry_manifest import preview_instances
+        preview_instances(config.src, config.dst, parameters, config.channels, **options)
+        return
     summary = _Summary()
     dset = watershed_dataset(
-        config.src, config.dst, parameters, config.channels, foreground=config.foreground,
-        out_channels=config.out_channels, space=config.space,
-        polygons=config.polygons is not None, category=config.category,
-        on_collision='replace' if config.overwrite else 'raise', report=summary.add,
-        **_list_run_options(config))
+        config.src, config.dst, parameters, config.channels, report=summary.add,
+        polygons=config.polygons is not None, category=config.category, **options)
     summary.print()
-    print(f'manifest  {os.path.abspath(dset.fpath)}')
-    print(f'images    {dset.n_images}, of which {summary.n_images} were done now')
-    print(format_timings(summary.timings.summary(), 'Seconds per stage, over all images'))
+    say(f'manifest  {os.path.abspath(dset.fpath)}')
+    say(f'images    {dset.n_images}, of which {summary.n_images} were done now')
+    say(format_timings(summary.timings.summary(), 'Seconds per stage, over all images'))
 
 
 class _Summary:
@@ -282,10 +312,10 @@ class _Summary:
 
     def print(self):
         """Print the counts."""
-        print(f'instances {self.n_labels}')
+        say(f'instances {self.n_labels}')
         if self.n_seams:
             agreement = self.n_common / self.n_labeled if self.n_labeled else 1.0
-            print(f'seams     {self.n_seams}, agreement {agreement:.4f} overall, '
+            say(f'seams     {self.n_seams}, agreement {agreement:.4f} overall, '
                   f'{self.worst[0]:.4f} at least, between {self.worst[1]}')
 
 

@@ -25,7 +25,7 @@ from cocoseg.stitch.layers import LayerFormat
 logger = logging.getLogger(__name__)
 
 # Channel of what is only there to make the mask of; it is not written.
-_SHARE = 'valid_share'
+SHARE_CHANNEL = 'valid_share'
 
 
 def mask_dataset(src, dst, channels=None, mask_channel='valid', *, logic='all', nodata='file',
@@ -88,11 +88,11 @@ def mask_dataset(src, dst, channels=None, mask_channel='valid', *, logic='all', 
         channels = '|'.join(src.coco_image(image_ids[0]).channels.fuse().as_list())
     if not isinstance(mask_channel, str) or len(list_channels(mask_channel)) != 1:
         raise OptionError(f'mask_channel={mask_channel!r} must be the name of one channel')
-    predictor = _ValidPredictor.make(logic, nodata, len(list_channels(channels)))
+    predictor = ValidPredictor.make(logic, nodata, len(list_channels(channels)))
     result = predict_dataset(
-        src, dst, predictor, window, 0, channels=channels, out_channels=_SHARE, space=space,
+        src, dst, predictor, window, 0, channels=channels, out_channels=SHARE_CHANNEL, space=space,
         image_ids=image_ids, short_code=short_code, progress=progress, resume=resume,
-        layers={_ValidLayer(): mask_channel}, write_probs=False, write_prediction_attrs=False,
+        layers={ValidLayer(): mask_channel}, write_probs=False, write_prediction_attrs=False,
         expected_minmax=(0, 1), on_collision='replace' if overwrite else 'raise', **options)
     if valid_region:
         add_valid_regions(result, mask_channel, space, image_ids)
@@ -139,7 +139,7 @@ def _as_multi(region):
 
 
 @dataclass(frozen=True)
-class _ValidPredictor:
+class ValidPredictor:
     """Turn pixels into 1 where they are valid, NaN where they are masked."""
 
     logic: Any
@@ -167,7 +167,7 @@ class _ValidPredictor:
 
 
 @dataclass(frozen=True)
-class _ValidLayer:
+class ValidLayer:
     """255 where the mean is there, 0 elsewhere."""
 
     name: ClassVar[str] = 'valid'

@@ -97,8 +97,8 @@ def subset_segments(src, dst, window=None, *, bounds=None, mask=None, crs=None, 
         (2, [7, 9])
     """
     source = Source.open(src, 'segments', crs=crs, transform=transform).as_label_source()
-    window = _choose_window(source, window, bounds)
-    masking = _open_mask(mask, source)
+    window = choose_window(source, window, bounds)
+    masking = open_mask(mask, source)
     sources = [source] if masking is None else [source, masking]
     if block_rows is None:
         block_rows = choose_strip_rows(sources)
@@ -174,7 +174,7 @@ class _Numbering:
                             {'original_id': originals, 'area': self._areas})
 
 
-def _choose_window(source, window, bounds):
+def choose_window(source, window, bounds):
     """Return the part of the image to keep, inside of it."""
     image = Window.from_shape(source.shape)
     if window is not None and bounds is not None:
@@ -218,7 +218,8 @@ def _shift(geotransform, window):
     return (x0, *geotransform[1:3], y0, *geotransform[4:])
 
 
-def _open_mask(mask, source):
+def open_mask(mask, source):
+    """Return the source of a mask of the same size, or None."""
     if mask is None:
         return None
     masking = Source.open(mask, 'mask')

@@ -165,7 +165,7 @@ def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor
     timings = Timings()
     with timings.interval('walltime'):
         config = ShepherdConfig() if config is None else config
-        run = _Run(config, timings, get_executor(executor), num_threads, max_concurrent_reads,
+        run = TiledRun(config, timings, get_executor(executor), num_threads, max_concurrent_reads,
                    tile_timeout, progress)
         if recode not in RECODES:
             raise OptionError(f'recode={recode!r} is unknown; use one of {RECODES}')
@@ -230,7 +230,7 @@ class _TileTask:
         return found, timings
 
 
-class _Run:
+class TiledRun:
     """What the stages of one segmentation share."""
 
     def __init__(self, config, timings, executor, num_threads, max_concurrent_reads,

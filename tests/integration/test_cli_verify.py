@@ -85,7 +85,7 @@ def test_goes_on_after_a_bad_file(files, tmp_path, capsys):
     assert lines[2].endswith(f'{missing}: there is no such file')
     assert lines[3].endswith(f'{tmp_path}: it is a folder')
     assert lines[5] == '1 ok, 3 bad, 0 skipped'
-    assert errors.startswith('cocoseg: 3 of 4 files are bad or missing; ')
+    assert errors.startswith('cocoseg: error: 3 of 4 files are bad or missing; ')
 
 
 def test_full_finds_a_byte_inside_of_a_tile(manifest, capsys):
