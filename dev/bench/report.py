@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,10 @@ STREAM = ROOT / 'dev/bench/results/bench_soft_stream.json'
 FILES = ROOT / 'dev/bench/results/bench_cog_write.json'
 SEGMENTS = ROOT / 'dev/bench/results/bench_shepherd.json'
 BLOCKS = ROOT / 'dev/bench/results/bench_blockwise.json'
+SCALE = ROOT / 'dev/bench/results/bench_scale.json'
+COMPARISON = ROOT / 'dev/bench/results/compare.json'
 README = ROOT / 'README.rst'
+SCALING = ROOT / 'docs/explanation/scaling.rst'
 INSTANCES = ROOT / 'docs/explanation/instances.rst'
 PERFORMANCE = ROOT / 'docs/explanation/performance.rst'
 ROWS = {'accumulate_s': ('accumulate, s', '.2f'), 'whole_s': ('whole image to a file, s', '.2f'),
@@ -186,6 +190,40 @@ def render_block_goals(result):
     return render_goals(result, list(result), 'Goals of block runs')
 
 
+def render_workers(result):
+    """Return the table of how much quicker two workers are than one."""
+    races = {'segment': 'segmentation of one file', 'predict': 'prediction of many images',
+             'rows': 'prediction of one image', 'watershed': 'watershed of one file'}
+    rows = []
+    for race, name in races.items():
+        seconds = {spec: row['wall_s'] for spec, row in result[race]['medians'].items()}
+        rows.append((name, *(f'{value:.2f}' for value in seconds.values()),
+                     f'{seconds["processes:1"] / seconds["processes:2"]:.2f} x'))
+    labels = list(result['segment']['labels'].values())
+    return render_rows(['seconds', *labels, 'two workers against one'], rows,
+                       'Medians of 5, by ``dev/bench/bench_scale.py``')
+
+
+def render_engines(result):
+    """Return the table of what a task costs, and of the memory that many tasks take."""
+    costs, found = result['engines']['microseconds'], result['engines_memory']['found']
+    return render_rows(['executor', 'µs per empty task', 'tasks', 'added memory of the driver, MB'], [
+        (name, f'{cost:.0f}', f'{found[name]["n_tasks"]}' if name in found else '-',
+         f'{found[name]["added_mb"]:.1f}' if name in found else '-')
+        for name, cost in costs.items()], 'By ``dev/bench/races_engines.py``')
+
+
+def render_equal(result):
+    """Return the table of the operations that were compared byte by byte."""
+    race = result['equal']
+    return render_rows(['operation', *race['labels'].values(), 'equal'], [
+        (name, *(f'{row[spec]:.1f}' if spec in row else '-' for spec in race['labels']),
+         'no' if name in race['differing'] else 'yes')
+        for name, row in race['seconds'].items()],
+        f'Seconds of one turn on {race["size"]} x {race["size"]} px, and whether all bytes are '
+        'those of one process')
+
+
 def replace_table(page, title, table):
     """Replace the one table of a page whose first column has a title."""
     pattern = re.compile(r'\.\. list-table::\n   :header-rows: 1\n\n   \* - ' + title
@@ -237,6 +275,16 @@ def put_blocks(result):
     put_table(PERFORMANCE, 'goals of block runs', render_block_goals(result))
 
 
+def put_scale(result):
+    """Write the tables about workers."""
+    put_table(SCALING, 'workers', render_workers(result))
+    put_table(SCALING, 'engines', render_engines(result))
+    put_table(SCALING, 'equal', render_equal(result))
+    put_table(PERFORMANCE, 'goals of workers', render_goals(
+        result, ['segment', 'predict', 'rows', 'watershed', 'engines', 'engines_memory', 'equal'],
+        'Goals of runs on workers'))
+
+
 def main():
     """Replace the tables in the README and on the page about performance."""
     replace_table(README, 'what', render_table(json.loads(RESULT.read_text())))
@@ -250,6 +298,12 @@ def main():
         put_segments(json.loads(SEGMENTS.read_text()))
     if BLOCKS.exists():
         put_blocks(json.loads(BLOCKS.read_text()))
+    if SCALE.exists():
+        put_scale(json.loads(SCALE.read_text()))
+    if COMPARISON.exists():
+        sys.path.insert(0, str(ROOT / 'dev/compare'))
+        from table import put_comparison
+        put_comparison()
 
 
 if __name__ == '__main__':
