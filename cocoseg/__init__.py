@@ -65,6 +65,9 @@ _HOMES = {
     'cocoseg.coco.predictors': ['EstimatorPredictor', 'load_predictor'],
     'cocoseg.coco.instances': ['watershed_dataset'],
     'cocoseg.coco.shepherd_predictor': ['ShepherdPredictor'],
+    'cocoseg.coco.drawing': ['draw_classes', 'draw_heatmap', 'draw_segments'],
+    'cocoseg.coco.styles': ['write_styles'],
+    'cocoseg.coco.report': ['write_report'],
     'cocoseg.coco.example': ['demo_coco_stitching_manager'],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

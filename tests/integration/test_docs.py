@@ -18,6 +18,7 @@ import pytest
 
 import cocoseg
 from cocoseg import errors
+from cocoseg.cli.main import COMMANDS, load_command
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / 'docs'
@@ -139,18 +140,12 @@ def list_commands(text):
 
 def get_options():
     """Return the option names of each subcommand."""
-    from cocoseg.cli.demo import DemoConfig
-    from cocoseg.cli.mask import MaskConfig
-    from cocoseg.cli.plan import PlanConfig
-    from cocoseg.cli.predict import PredictConfig
-    from cocoseg.cli.segment import SegmentConfig
-    from cocoseg.cli.stats import StatsConfig
-    from cocoseg.cli.subset import SubsetConfig
-    from cocoseg.cli.verify import VerifyConfig
-    from cocoseg.cli.watershed import WatershedConfig
-    return {config.__command__: set(config.__default__)
-            for config in (DemoConfig, MaskConfig, PlanConfig, PredictConfig, SegmentConfig,
-                           StatsConfig, SubsetConfig, VerifyConfig, WatershedConfig)}
+    return {name: set(load_command(name).__default__) for name in COMMANDS}
+
+
+# Options of all commands, which are explained once; the others are those of kwconf.
+COMMON = {'verbose', 'quiet', 'dry_run'}
+OF_THE_LIBRARY = {'config', 'dump', 'dumps', 'help'}
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -159,15 +154,15 @@ def test_commands_exist(name):
     for _, command, *words in list_commands(read_page(name)):
         if command in ('--help', '--version'):
             continue
-        known = {f'--{option}' for option in options[command]} | {'--help'}
-        assert {word for word in words if word.startswith('--')} <= known
+        known = {f'--{option}' for option in options[command] | OF_THE_LIBRARY}
+        given = {word.partition('=')[0] for word in words if word.startswith('--')}
+        assert {f'--{word[2:].replace("-", "_")}' for word in given} <= known
 
 
 def test_commands_are_found():
     """The test above sees the commands of the page that lists them."""
     commands = {words[1] for words in list_commands(read_page('docs/reference/cli.rst'))}
-    assert commands == {'demo', 'mask', 'plan', 'predict', 'segment', 'stats', 'subset', 'verify',
-                        'watershed', '--help', '--version'}
+    assert commands == {*COMMANDS, '--help', '--version'}
 
 
 # ---- names -----------------------------------------------------------------
@@ -256,7 +251,15 @@ def test_errors_are_all_explained():
 def test_options_of_commands_are_all_explained(command):
     tables = read_tables('docs/reference/cli.rst')
     explained = [LITERAL.findall(row[0])[0] for row in tables[f'Options of cocoseg {command}']]
-    assert sorted(explained) == sorted(f'--{option}' for option in get_options()[command])
+    assert sorted(explained) == sorted(
+        f'--{option}' for option in get_options()[command] - COMMON)
+
+
+def test_common_options_are_all_explained():
+    rows = read_tables('docs/reference/cli.rst')['Options of all commands']
+    explained = {LITERAL.findall(row[0])[0].removeprefix('--') for row in rows}
+    assert explained == COMMON | OF_THE_LIBRARY
+    assert all({'verbose', 'quiet'} <= options for options in get_options().values())
 
 
 def test_table_of_codes():
