@@ -54,7 +54,8 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['cocoseg', 'cocoseg.*']),
-    package_data={'cocoseg': ['coco/demodata/*', 'coco/templates/*']},
+    package_data={
+        'cocoseg': ['py.typed', '__init__.pyi', 'coco/demodata/*', 'coco/templates/*']},
     install_requires=read_requirements('runtime'),
     extras_require=build_extras(),
     entry_points={'console_scripts': ['cocoseg = cocoseg.cli.main:main']},

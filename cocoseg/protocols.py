@@ -8,9 +8,15 @@ real, tiny implementations for tests and examples. No other module is imported.
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Protocol, runtime_checkable
+import os
+from typing import Any, Callable, Iterable, Protocol, runtime_checkable
 
 import numpy as np
+
+#: A path, as functions take it.
+PathLike = str | os.PathLike[str]
+#: What shows progress: called with an iterable, ``total=`` and ``desc=``; yields its items.
+Progress = Callable[..., Iterable[Any]]
 
 
 @runtime_checkable
@@ -25,7 +31,7 @@ class Predictor(Protocol):
     where nothing is; ``label_options`` then tell how they are put together.
     """
 
-    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+    def __call__(self, image: np.ndarray, /) -> np.ndarray: ...
 
 
 @runtime_checkable
@@ -36,7 +42,7 @@ class BatchPredictor(Predictor, Protocol):
     ``images`` is float32, shape (N, h, w, B); the result is (N, h, w, K).
     """
 
-    def predict_batch(self, images: np.ndarray) -> np.ndarray: ...
+    def predict_batch(self, images: np.ndarray, /) -> np.ndarray: ...
 
 
 @runtime_checkable
@@ -50,8 +56,11 @@ class FittedPredictor(Predictor, Protocol):
     (int) is that of their choice.
     """
 
-    is_fitted: bool
-    seed: int
+    @property
+    def is_fitted(self) -> bool: ...
+
+    @property
+    def seed(self) -> int: ...
 
     def count_samples(self, n_pixels: int) -> int: ...
 
@@ -71,9 +80,14 @@ class BlockSource(Protocol):
     read at a time.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
     def read(self, window: Any) -> np.ndarray: ...
 
@@ -120,11 +134,11 @@ class MemorySource:
 
     name = 'array'
 
-    def __init__(self, pixels):
+    def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
         self.shape, self.dtype = pixels.shape, pixels.dtype
 
-    def read(self, window):
+    def read(self, window: Any) -> np.ndarray:
         """Return a view of the pixels of a window."""
         return self._pixels[window.slices]
 
@@ -144,16 +158,16 @@ class MemorySink:
         [1.0, 1.0, 0.0]
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.blocks: dict[Any, np.ndarray] = {}
 
-    def write_block(self, window, block):
+    def write_block(self, window: Any, block: np.ndarray) -> None:
         """Store one block; a second write of the same window is an error."""
         if window in self.blocks:
             raise RuntimeError(f'{window} was written twice')
         self.blocks[window] = block
 
-    def as_array(self):
+    def as_array(self) -> np.ndarray:
         """Return all blocks as one (H, W, C) array."""
         height = max(window.y1 for window in self.blocks)
         width = max(window.x1 for window in self.blocks)
@@ -167,11 +181,11 @@ class MemorySink:
 class FailingSink(MemorySink):
     """A :class:`MemorySink` whose first ``n_failures`` writes raise OSError."""
 
-    def __init__(self, n_failures=1):
+    def __init__(self, n_failures: int = 1) -> None:
         super().__init__()
         self.n_failures = n_failures
 
-    def write_block(self, window, block):
+    def write_block(self, window: Any, block: np.ndarray) -> None:
         """Fail while failures are left, then store the block."""
         if self.n_failures > 0:
             self.n_failures -= 1
@@ -182,9 +196,9 @@ class FailingSink(MemorySink):
 class EagerQueue:
     """A :class:`JobQueue` that runs each job inside ``submit``."""
 
-    def submit(self, func, *args, **kwargs):
+    def submit(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run the job and return its result."""
         return func(*args, **kwargs)
 
-    def wait_until_finished(self, desc=None):
+    def wait_until_finished(self, desc: str | None = None) -> None:
         """Return at once: nothing is ever pending."""

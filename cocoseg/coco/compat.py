@@ -4,6 +4,7 @@ Small functions that scripts for the reference use besides the manager.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from cocoseg.stitch.blend import edge_weights
 from cocoseg.stitch.soft import SoftStitcher, as_numpy, check_weights
 
 
-def fix_slice(sl):
+def fix_slice(sl: Any) -> Any:
     """
     Return a slice, or a tuple of slices, with Python ints.
 

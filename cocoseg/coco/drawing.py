@@ -1,14 +1,14 @@
 """
 Draw arrays: labels, values and classes become RGB pictures.
 
-Arrays come in, (H, W, 3) uint8 pictures go out; no file is read or written. Here
-alone it is decided which color an id or a class has, how a photograph is stretched,
-and which pixels are an edge. Legends are plain data, so that a page and a plot show
-the same.
+Arrays come in, (H, W, 3) uint8 pictures go out; no file is read or written. Here alone it
+is decided which color an id or a class has, how a photograph is stretched, and which
+pixels are an edge. Legends are plain data, so that a page and a plot show the same.
 """
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -270,18 +270,18 @@ def pick_minmax(values):
     return tuple(np.percentile(finite, [2, 98]).tolist()) if finite.size else (0.0, 1.0)
 
 
-def draw_heatmap(values, *, background=None, minmax=None, cmap='magma', alpha=0.7):
+def draw_heatmap(values: np.ndarray, *, background: np.ndarray | None = None,
+                 minmax: tuple[float, float] | None = None, cmap: str = 'magma',
+                 alpha: float = 0.7) -> np.ndarray:
     """
     Draw one number per pixel through a colormap.
 
     Args:
-        values (ndarray): real, shape (H, W) or (H, W, 1); NaN is transparent.
-            Infinite values have the colors of the ends.
+        values (ndarray): real, (H, W) or (H, W, 1). NaN is transparent; infinity is as the ends.
         background (ndarray | None): uint8 RGB, shape (H, W, 3), such as of
             :func:`stretch_photo`; else NaN is gray (128).
-        minmax (tuple[float, float] | None): values at the ends of the
-            colormap; outside is clipped. None is :func:`pick_minmax`. If both
-            are equal, that value has the color of the middle.
+        minmax (tuple[float, float] | None): values at the ends of the colormap; outside is clipped.
+            None is :func:`pick_minmax`. If both are equal, that value has the color of the middle.
         cmap (str): as for :func:`make_ramp`.
         alpha (float): opacity over the background, 0..1; 1 without one.
 
@@ -310,7 +310,10 @@ def draw_heatmap(values, *, background=None, minmax=None, cmap='magma', alpha=0.
     return _lay_over(picture, background, alpha, invalid, NODATA_COLOR)
 
 
-def draw_segments(labels, *, background=None, colors=None, outline='white', alpha=0.6, seed=0):
+def draw_segments(labels: np.ndarray, *, background: np.ndarray | None = None,
+                  colors: str | np.ndarray | None = None,
+                  outline: str | Sequence[int] | None = 'white', alpha: float = 0.6,
+                  seed: int = 0) -> np.ndarray:
     """
     Draw segments, each in the color of its id, with lines between them.
 
@@ -321,13 +324,11 @@ def draw_segments(labels, *, background=None, colors=None, outline='white', alph
         labels (ndarray): whole numbers, >= 0, shape (H, W); 0 is background.
         background (ndarray | None): uint8 RGB, shape (H, W, 3), such as of
             :func:`stretch_photo`; else label 0 is nearly black.
-        colors (None | 'mean' | ndarray): 'mean' fills each segment by the
-            mean of the background in it; an array, uint8 (N + 1, 3), has the
-            color of each id, which is at most N.
+        colors (str | ndarray | None): 'mean' fills each segment by the mean of the background
+            in it; an array, uint8 (N + 1, 3), has the color of each id, which is at most N.
         outline (str | Sequence[int] | None): color of the lines, of
             :func:`find_edges`, which are opaque; None for none.
-        alpha (float): opacity of the fill over the background, 0..1; 1
-            without one.
+        alpha (float): opacity of the fill over the background, 0..1; 1 without one.
         seed (int): the same one gives the same colors of ids.
 
     Returns:
@@ -366,18 +367,17 @@ def draw_segments(labels, *, background=None, colors=None, outline='white', alph
     return picture
 
 
-def draw_classes(classes, names, *, colors=None, background=None, alpha=1.0):
+def draw_classes(classes: np.ndarray, names: Sequence[str], *, colors: Sequence | None = None,
+                 background: np.ndarray | None = None, alpha: float = 1.0) -> np.ndarray:
     """
     Draw classes, each in its color; :func:`make_legend` is the legend.
 
     Args:
-        classes (ndarray): places in ``names``, whole numbers, also as floats,
-            shape (H, W) or (H, W, 1). Others, such as NaN, -1 or 255, are no
-            class, and transparent.
+        classes (ndarray): places in ``names``, whole numbers, also as floats, shape (H, W) or
+            (H, W, 1). Others, such as NaN, -1 or 255, are no class, and transparent.
         names (Sequence[str]): of the classes.
         colors (Sequence | None): as for :func:`make_legend`.
-        background (ndarray | None): uint8 RGB, shape (H, W, 3); else what is
-            no class is gray (128).
+        background (ndarray | None): uint8 RGB, shape (H, W, 3); else no class is gray (128).
         alpha (float): opacity over the background, 0..1; 1 without one.
 
     Returns:

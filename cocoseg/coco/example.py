@@ -3,10 +3,17 @@ The smallest complete use of the stitching manager, as a function.
 """
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from cocoseg.protocols import PathLike
 
-def demo_coco_stitching_manager(dst_dpath=None):
+if TYPE_CHECKING:
+    import kwcoco
+
+
+def demo_coco_stitching_manager(dst_dpath: PathLike | None = None) -> kwcoco.CocoDataset:
     """
     Stitch a made-up feature over every frame of a small toy video.
 

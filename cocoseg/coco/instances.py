@@ -4,6 +4,8 @@ Instances of the images of a kwcoco dataset, from heatmaps that were stitched be
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from cocoseg.coco.annotations import outline_labels
 from cocoseg.coco.derived import derive_assets
@@ -11,17 +13,27 @@ from cocoseg.coco.manifest import list_channels
 from cocoseg.errors import BandCountError, OptionError
 from cocoseg.io.arrays import open_source
 from cocoseg.postprocess.parameters import WatershedParameters
+from cocoseg.postprocess.result import LabelResult
 from cocoseg.postprocess.watershed import blockwise_watershed
+from cocoseg.protocols import PathLike, Progress
+
+if TYPE_CHECKING:
+    import kwcoco
 
 # Settings of a run that do not change what it makes.
 _FREE = ('executor', 'max_retries', 'timeout', 'max_pending', 'progress')
 
 
-def watershed_dataset(src, dst, parameters, channels, *, foreground=None,
-                      out_channels='instances', space='video', block_shape=None, polygons=False,
-                      category='instance', short_code='instances', image_ids=None,
-                      on_collision='raise', resume=False, progress=None, dump_interval=60.0,
-                      report=None, **options):
+def watershed_dataset(src: kwcoco.CocoDataset | PathLike, dst: PathLike,
+                      parameters: WatershedParameters, channels: str, *,
+                      foreground: str | None = None, out_channels: str = 'instances',
+                      space: str = 'video', block_shape: int | tuple[int, int] | None = None,
+                      polygons: bool = False, category: str = 'instance',
+                      short_code: str = 'instances', image_ids: Iterable[int] | None = None,
+                      on_collision: str = 'raise', resume: bool = False,
+                      progress: Progress | None = None, dump_interval: float | None = 60.0,
+                      report: Callable[[int, LabelResult], object] | None = None,
+                      **options: Any) -> kwcoco.CocoDataset:
     """
     Find instances in all images of a dataset, with a watershed of blocks.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cocoseg.coco.arrivals import take_window
 from cocoseg.coco.checkpoint import IntervalDumper
@@ -16,13 +18,20 @@ from cocoseg.coco.compat import center_weighted_add, take_deprecated
 from cocoseg.coco.finisher import Delegate, Finisher
 from cocoseg.coco.jobs import JobTable
 from cocoseg.coco.journal import Journal
-from cocoseg.coco.label_options import make_asset_options
+from cocoseg.coco.label_options import LabelOptions, make_asset_options
 from cocoseg.coco.lifecycle import ImageState
 from cocoseg.coco.manifest import get_manifest
 from cocoseg.coco.options import (check_dump_interval, check_num_bands, check_run_options,
                                   make_canvas_options)
 from cocoseg.coco.resume import begin_run, make_busy, make_folder
 from cocoseg.errors import AlreadyFinalizedError, CoverageError, OptionError
+from cocoseg.grid.window import Window, WindowLike
+from cocoseg.protocols import PathLike
+from cocoseg.stitch.budget import MemoryBudget
+
+if TYPE_CHECKING:
+    import kwcoco
+    from numpy.typing import ArrayLike
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +87,8 @@ class CocoStitchingManager:
             others are clipped and counted. None: the range of each image.
         quantize (bool): write int16 (png: uint8) codes, else floats.
         writer_queue (JobQueue | None): shared by several managers; a
-            :class:`~cocoseg.io.queue.WriterQueue`, a kwutil
-            ``BlockingJobQueue``, or a ``concurrent.futures`` executor. None
-            makes one with a single thread. May be assigned later.
+            :class:`~cocoseg.io.queue.WriterQueue`, a kwutil ``BlockingJobQueue``, or an executor of
+            ``concurrent.futures``. None makes one with a single thread. May be assigned later.
         write_prediction_attrs (bool): add ``prediction_region`` (image space)
             and ``has_predictions`` to the image.
         assets_dname (str): asset folder in the bundle.
@@ -93,10 +101,9 @@ class CocoStitchingManager:
             channels, or 'replace' that asset.
         resume (bool): take over the finished assets of a run that was cut
             short (:meth:`is_done`). It must have had the same settings.
-        memory_budget (int | MemoryBudget | None): bytes of RAM for the sums
-            of all images; a :class:`~cocoseg.stitch.budget.MemoryBudget` is
-            shared with other managers. What is beyond waits in files without
-            a name. With ``memmap`` it is not used.
+        memory_budget (int | MemoryBudget | None): bytes of RAM for the sums of all images; a
+            :class:`~cocoseg.stitch.budget.MemoryBudget` is shared with other managers. What is
+            beyond waits in files without a name. With ``memmap`` it is not used.
         layers (Sequence[str | Layer] | dict[str | Layer, str]): further
             assets: 'class' (the largest channel), 'mask' (above ``thresh``),
             'disagreement' (deviation between windows), or a
@@ -146,16 +153,20 @@ class CocoStitchingManager:
         >>> assert data.shape == (64, 64, 1) and abs(data - 0.25).max() < 1 / 32767
     """
 
-    def __init__(self, result_dataset, short_code=None, chan_code=None,
-                 stitching_space='video', device='numpy', memmap=None,
-                 thresh=0.5, write_probs=True, write_preds=False,
-                 num_bands='auto', prob_compress='ZSTD', prob_blocksize=256,
-                 prob_format='cog', polygon_categories=None,
-                 expected_minmax=None, quantize=True, writer_queue=None,
-                 write_prediction_attrs=True, assets_dname='_assets',
-                 dtype='float32', *, stiching_space=None, readiness='declared',
-                 on_collision='raise', resume=False, memory_budget=None, layers=(),
-                 dump_interval=None, settings=None, kind='soft', label_options=None):
+    def __init__(self, result_dataset: kwcoco.CocoDataset, short_code: str | None = None,
+                 chan_code: str | None = None, stitching_space: str = 'video',
+                 device: Any = 'numpy', memmap: None | bool | PathLike = None, thresh: float = 0.5,
+                 write_probs: bool = True, write_preds: bool = False, num_bands: int | str = 'auto',
+                 prob_compress: str = 'ZSTD', prob_blocksize: int = 256, prob_format: str = 'cog',
+                 polygon_categories: list[str] | None = None,
+                 expected_minmax: tuple[float, float] | None = None, quantize: bool = True,
+                 writer_queue: Any = None, write_prediction_attrs: bool = True,
+                 assets_dname: str = '_assets', dtype: str = 'float32', *,
+                 stiching_space: str | None = None, readiness: str = 'declared',
+                 on_collision: str = 'raise', resume: bool = False,
+                 memory_budget: int | MemoryBudget | None = None, layers: Sequence | dict = (),
+                 dump_interval: float | None = None, settings: dict | None = None,
+                 kind: str = 'soft', label_options: dict | LabelOptions | None = None) -> None:
         self.manifest = get_manifest(result_dataset)
         self.result_dataset = result_dataset
         self.options = make_asset_options(
@@ -184,70 +195,70 @@ class CocoStitchingManager:
         return Journal(os.path.join(self.prob_dpath, self.options.journal_name), config, texts,
                        is_busy=make_busy(self._table))
 
-    def delegate(self):
+    def delegate(self) -> Delegate:
         """Return what lets others write the files of images; see its class."""
         return Delegate(self._table, self._finisher)
 
     # ---- what callers read -------------------------------------------------
 
     @property
-    def chan_code(self):
+    def chan_code(self) -> str:
         """Channel spec of the asset."""
         return self.options.chan_code
 
     @property
-    def stitching_space(self):
+    def stitching_space(self) -> str:
         """'video' or 'image'."""
         return self.options.space
 
     stiching_space = stitching_space
 
     @property
-    def num_bands(self):
+    def num_bands(self) -> int:
         """Number of channels."""
         return len(self.options.channels)
 
     @property
-    def patch_counts(self):
+    def patch_counts(self) -> dict[int, int]:
         """Windows received so far, a Counter by image id."""
         return self._table.patch_counts
 
     @property
-    def writer_queue(self):
+    def writer_queue(self) -> Any:
         """The queue that finishes images; made on first use, may be assigned."""
         return self._finisher.queue
 
     @writer_queue.setter
-    def writer_queue(self, queue):
+    def writer_queue(self, queue: Any) -> None:
         self._finisher.queue = queue
 
     @property
-    def image_stitchers(self):
+    def image_stitchers(self) -> dict[int, Any]:
         """Stitchers of the managed images, a new dict by image id."""
         return {job.image_id: job.stitcher for job in self._table.managed()}
 
     @property
-    def seen_image_ids(self):
+    def seen_image_ids(self) -> set[int]:
         """Ids of the images that are finished and registered, a new set."""
         return self._table.done_ids
 
-    def managed_image_ids(self):
+    def managed_image_ids(self) -> list[int]:
         """Return the ids of images with data that nobody submitted, or that failed."""
         return [job.image_id for job in self._table.managed()]
 
-    def ready_image_ids(self):
+    def ready_image_ids(self) -> list[int]:
         """Return the ids of images that are complete and wait to be submitted."""
         return [job.image_id for job in self._table.jobs_in(ImageState.READY)]
 
-    def image_state(self, image_id):
+    def image_state(self, image_id: int) -> ImageState:
         """Return the :class:`~cocoseg.coco.lifecycle.ImageState` of an image."""
         return self._table.get_state(image_id)
 
-    def is_done(self, image_id):
+    def is_done(self, image_id: int) -> bool:
         """Return True if the assets of this image are on disk and registered."""
         return self.image_state(image_id) is ImageState.DONE
 
-    def pending_windows(self, image_id):
+    def pending_windows(self, image_id: int) -> list[Window]:
         """Return the declared windows (clipped, asset px) that did not come yet."""
         self.manifest.get_image(image_id)
         job = self._table.get(image_id)
@@ -263,8 +274,9 @@ class CocoStitchingManager:
 
     # ---- accumulating ------------------------------------------------------
 
-    def expect_windows(self, image_id, windows, asset_dsize=None,
-                       scale_asset_from_stitchspace=None):
+    def expect_windows(self, image_id: int, windows: Iterable[WindowLike],
+                       asset_dsize: tuple[int, int] | None = None,
+                       scale_asset_from_stitchspace: Any = None) -> None:
         """
         Declare all windows of an image before the first comes.
 
@@ -278,8 +290,7 @@ class CocoStitchingManager:
             windows (WindowGrid | Iterable[Window | tuple[slice, slice]]):
                 asset px; a window declared twice is expected twice (labels of
                 one place come once).
-            asset_dsize (tuple[int, int] | None): see :meth:`accumulate_image`.
-            scale_asset_from_stitchspace: see :meth:`accumulate_image`.
+            asset_dsize, scale_asset_from_stitchspace: see :meth:`accumulate_image`.
 
         Raises:
             UnknownImageError: if the manifest has no such image.
@@ -292,9 +303,11 @@ class CocoStitchingManager:
         self._finisher.raise_pending()
         self._table.declare(image_id, windows, asset_dsize, scale_asset_from_stitchspace)
 
-    def accumulate_image(self, gid, space_slice, data, asset_dsize=None,
-                         scale_asset_from_stitchspace=None, is_ready='auto',
-                         weights=None, downweight_edges=False, **kwargs):
+    def accumulate_image(self, gid: int, space_slice: WindowLike | None, data: ArrayLike,
+                         asset_dsize: tuple[int, int] | None = None,
+                         scale_asset_from_stitchspace: Any = None, is_ready: bool | str = 'auto',
+                         weights: ArrayLike | None = None, downweight_edges: bool = False,
+                         **kwargs: Any) -> None:
         """
         Add the prediction of one window to an image.
 
@@ -344,7 +357,7 @@ class CocoStitchingManager:
         finally:
             self._table.leave(job)
 
-    def mark_ready(self, image_id):
+    def mark_ready(self, image_id: int) -> None:
         """
         Say that an image is complete, until another window comes for it.
 
@@ -358,7 +371,7 @@ class CocoStitchingManager:
 
     # ---- finishing ---------------------------------------------------------
 
-    def finalize_image(self, gid):
+    def finalize_image(self, gid: int) -> dict[str, Any]:
         """
         Write and register one image now, and return when it is done.
 
@@ -382,7 +395,7 @@ class CocoStitchingManager:
         """
         return self._finisher.run_now(self._table.begin_finalize(gid))
 
-    def submit_finalize_image(self, gid):
+    def submit_finalize_image(self, gid: int) -> None:
         """
         Hand an image to the writer queue; submitting it again does nothing.
 
@@ -402,7 +415,7 @@ class CocoStitchingManager:
         except AlreadyFinalizedError:
             logger.debug('image %s was submitted before', image_id)
 
-    def flush_images(self):
+    def flush_images(self) -> None:
         """
         Wait until every submitted image is written.
 
@@ -412,7 +425,7 @@ class CocoStitchingManager:
         self._finisher.wait()
         self._finisher.raise_pending()
 
-    def dump(self, fpath=None):
+    def dump(self, fpath: PathLike | None = None) -> None:
         """
         Wait for submitted images, then save the manifest atomically.
 
@@ -426,7 +439,7 @@ class CocoStitchingManager:
         self.flush_images()
         self.manifest.dump(fpath)
 
-    def close(self):
+    def close(self) -> None:
         """
         Write every image that holds data, wait, and free everything.
 
@@ -472,10 +485,10 @@ class CocoStitchingManager:
         finally:
             self._table.close()
 
-    def __enter__(self):
+    def __enter__(self) -> CocoStitchingManager:
         return self
 
-    def __exit__(self, exc_type, exc, traceback):
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         if exc_type is None:
             self.close()
             return

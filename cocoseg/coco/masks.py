@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +21,11 @@ from cocoseg.coco.predict import predict_dataset
 from cocoseg.errors import OptionError
 from cocoseg.postprocess.mask_rules import (
     as_mask, call_logic, coerce_logic, coerce_nodata, count_nodata, find_nodata)
+from cocoseg.protocols import PathLike, Progress
 from cocoseg.stitch.layers import LayerFormat
+
+if TYPE_CHECKING:
+    import kwcoco
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +33,13 @@ logger = logging.getLogger(__name__)
 SHARE_CHANNEL = 'valid_share'
 
 
-def mask_dataset(src, dst, channels=None, mask_channel='valid', *, logic='all', nodata='file',
-                 space='image', window=1024, valid_region=False, overwrite=False, resume=False,
-                 image_ids=None, short_code='mask', progress=None, **options):
+def mask_dataset(src: kwcoco.CocoDataset | PathLike, dst: PathLike, channels: str | None = None,
+                 mask_channel: str = 'valid', *, logic: str | int | Callable = 'all',
+                 nodata: str | float | Set | Sequence | None = 'file', space: str = 'image',
+                 window: int | tuple[int, int] = 1024, valid_region: bool = False,
+                 overwrite: bool = False, resume: bool = False,
+                 image_ids: Iterable[int] | None = None, short_code: str = 'mask',
+                 progress: Progress | None = None, **options: Any) -> kwcoco.CocoDataset:
     """
     Add a validity mask to every image of a dataset.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,21 +23,29 @@ from cocoseg.coco.remote import predict_images
 from cocoseg.coco.remote_windows import predict_windows_of
 from cocoseg.coco.run_record import RunClock, write_run_record
 from cocoseg.coco.sampling import fit_predictor
-from cocoseg.engine.executors import SerialExecutor, get_executor
+from cocoseg.engine.executors import Executor, SerialExecutor, get_executor
 from cocoseg.engine.prefetch import check_depth
 from cocoseg.engine.sharing import check_split, choose_shared
 from cocoseg.errors import OptionError
 from cocoseg.grid.window import as_pair
 from cocoseg.grid.windows import WindowGrid
+from cocoseg.protocols import PathLike, Predictor, Progress
+
+if TYPE_CHECKING:
+    import kwcoco
 
 logger = logging.getLogger(__name__)
 
 
-def predict_dataset(src, dst, predictor, window=(512, 512), overlap=0.3, *, channels=None,
-                    out_channels=None, space='video', batch_size=1, fit='balanced',
-                    image_ids=None, short_code='pred', progress=None, prefetch=2,
-                    dump_interval=60.0, settings=None, mask=None, executor='serial',
-                    split='auto', **manager_options):
+def predict_dataset(src: kwcoco.CocoDataset | PathLike, dst: PathLike, predictor: Predictor,
+                    window: int | tuple[int, int] = (512, 512), overlap: float | tuple = 0.3, *,
+                    channels: str | None = None, out_channels: str | None = None,
+                    space: str = 'video', batch_size: int = 1, fit: str = 'balanced',
+                    image_ids: Iterable[int] | None = None, short_code: str = 'pred',
+                    progress: Progress | None = None, prefetch: int = 2,
+                    dump_interval: float | None = 60.0, settings: dict | None = None,
+                    mask: str | None = None, executor: str | Executor = 'serial',
+                    split: str = 'auto', **manager_options: Any) -> kwcoco.CocoDataset:
     """
     Run a predictor over the images of a dataset and stitch what it gives.
 

@@ -10,15 +10,18 @@ import hashlib
 import importlib
 import logging
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from cocoseg.errors import OptionError
+from cocoseg.protocols import Predictor
 
 logger = logging.getLogger(__name__)
 
 
-def load_predictor(spec, trusted=()):
+def load_predictor(spec: str, trusted: Iterable[str] = ()) -> Predictor:
     """
     Return the predictor that a string names.
 
@@ -120,7 +123,7 @@ class EstimatorPredictor:
         ('dry|wet', [[[0.75, 0.25], [nan, nan]]])
     """
 
-    def __init__(self, estimator, config_hash=None):
+    def __init__(self, estimator: Any, config_hash: str | None = None) -> None:
         self.estimator = estimator
         self._config_hash = config_hash
         self.channels = None
@@ -137,7 +140,7 @@ class EstimatorPredictor:
                               'probabilities, or a regressor')
 
     @property
-    def config_hash(self):
+    def config_hash(self) -> str | None:
         """
         Hash that is the same where the predictions are, or None.
 
@@ -153,11 +156,11 @@ class EstimatorPredictor:
                 logger.info('%r cannot be told from others: %s', self.estimator, ex)
         return self._config_hash
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         """Predict one window; see :class:`cocoseg.protocols.Predictor`."""
         return self.predict_batch(image[None])[0]
 
-    def predict_batch(self, images):
+    def predict_batch(self, images: np.ndarray) -> np.ndarray:
         """Predict several windows, (N, h, w, B) -> (N, h, w, K), in one call."""
         pixels = images.reshape(-1, images.shape[-1])
         valid = np.isfinite(pixels).all(axis=1)

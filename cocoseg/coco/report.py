@@ -12,6 +12,7 @@ import glob
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -23,6 +24,7 @@ from cocoseg.coco.report_read import Grid
 from cocoseg.coco.run_record import RunRecord, read_run_record
 from cocoseg.coco.versions import collect_versions
 from cocoseg.errors import CocosegError, ManifestError, OptionError
+from cocoseg.protocols import PathLike, Progress
 
 _ENDINGS = ('.html', '.htm')
 _SIDES = (16, 8192)  # px
@@ -133,8 +135,10 @@ class ReportSummary:
 
 # ---- the report ------------------------------------------------------------
 
-def write_report(manifest, dst, *, images=None, limit=24, max_side=768, max_channels=12,
-                 cmap='magma', full=False, all_assets=False, progress=None):
+def write_report(manifest: PathLike, dst: PathLike, *, images: Iterable[int] | None = None,
+                 limit: int = 24, max_side: int = 768, max_channels: int = 12, cmap: str = 'magma',
+                 full: bool = False, all_assets: bool = False,
+                 progress: Progress | None = None) -> ReportSummary:
     """
     Write one HTML page about a manifest, its images and its runs.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,9 @@ class ShepherdPredictor:
 
     kind = 'labels'
 
-    def __init__(self, config=None, kmeans=None, nodata=None, *, channels='segments',
-                 num_threads=None):
+    def __init__(self, config: ShepherdConfig | None = None, kmeans: Any = None,
+                 nodata: float | None = None, *, channels: str = 'segments',
+                 num_threads: int | None = None) -> None:
         from cocoseg.shepherd.assign import find_valid
         self.config = ShepherdConfig() if config is None else config
         if self.config.is_compat:
@@ -78,7 +80,8 @@ class ShepherdPredictor:
         # Raises for a nodata that is none.
         find_valid(np.zeros((1, 1, 1), np.float32), nodata)
         self.nodata, self.channels, self.num_threads = nodata, channels, num_threads
-        self.kmeans = self._centres = self._limit = None
+        self.kmeans: Any = None
+        self._centres = self._limit = None
         if kmeans is not None:
             self._set_clusters(kmeans)
 
@@ -89,24 +92,24 @@ class ShepherdPredictor:
     # ---- the clusters ------------------------------------------------------
 
     @property
-    def is_fitted(self):
+    def is_fitted(self) -> bool:
         """True if there are clusters."""
         return self.kmeans is not None
 
     @property
-    def seed(self):
+    def seed(self) -> int:
         """Seed of the samples that it is fitted to."""
         return self.config.seed
 
     @property
-    def max_spectral_diff(self):
+    def max_spectral_diff(self) -> float | None:
         """Largest distance of means that are merged; None if it is not known before the fit."""
         if self.is_fitted:
             return float(self._limit)
         limit = self.config.max_spectral_diff
         return None if limit in ('auto', None) else float(limit)
 
-    def count_samples(self, n_pixels):
+    def count_samples(self, n_pixels: int) -> int:
         """
         Return how many of the pixels of a dataset the clusters are to be fitted to.
 
@@ -116,13 +119,13 @@ class ShepherdPredictor:
         from cocoseg.shepherd.clusters import count_samples
         return count_samples(self.config, n_pixels)
 
-    def find_valid(self, image):
+    def find_valid(self, image: np.ndarray) -> np.ndarray:
         """Return which pixels of a window have data, bool (h, w)."""
         from cocoseg.shepherd.assign import find_valid
         valid = find_valid(image, self.nodata)
         return np.ones(image.shape[:2], bool) if valid is None else valid
 
-    def fit(self, samples):
+    def fit(self, samples: np.ndarray) -> None:
         """
         Fit the clusters.
 
@@ -152,7 +155,7 @@ class ShepherdPredictor:
     # ---- what the loop asks for --------------------------------------------
 
     @property
-    def label_options(self):
+    def label_options(self) -> LabelOptions:
         """How windows are put together: the rules within a window hold at seams, too."""
         limit = self.max_spectral_diff
         return LabelOptions(connectivity=4 if self.config.four_connected else 8,
@@ -160,7 +163,7 @@ class ShepherdPredictor:
                             max_difference=math.inf if limit is None else limit)
 
     @property
-    def config_hash(self):
+    def config_hash(self) -> str:
         """What tells it from others, the same in each run; another one once it is fitted."""
         parts = [_VERSION, self.config, self.nodata]
         digest = hashlib.sha256(repr(parts).encode())
@@ -168,7 +171,7 @@ class ShepherdPredictor:
             digest.update(self._centres.tobytes())
         return f'shepherd-{digest.hexdigest()[:16]}'
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         """
         Segment one window.
 

@@ -12,6 +12,7 @@ import glob
 import json
 import logging
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from cocoseg.grid.window import Window
 from cocoseg.io import qgis_style
 from cocoseg.io.commit import as_write_error, atomic_write
 from cocoseg.io.raster import raster_info, read_raster
+
+if TYPE_CHECKING:
+    import kwcoco
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ _MASK_COLOR = '#e69f00'
 _STEP, _SAMPLE_SIDE, _SAMPLES = 2 ** 24, 256, 4
 
 
-def write_styles(dset, channels=None):
+def write_styles(dset: kwcoco.CocoDataset, channels: str | None = None) -> list[str]:
     """
     Write a QGIS style beside assets, by which QGIS opens them in color.
 

@@ -33,7 +33,8 @@ class Executor(Protocol):
     is not seen by the caller. Without it, it is True.
     """
 
-    n_workers: int
+    @property
+    def n_workers(self) -> int: ...
 
     def run(self, func: Callable[[Any], Any], tasks: Iterable[Any], *,
             describe: Callable[[Any], str] = repr, timeout: float | None = None,
@@ -201,7 +202,7 @@ class _ThreadRun:
         self._pool.shutdown(wait=not self._is_late, cancel_futures=True)
 
 
-def get_executor(spec='serial'):
+def get_executor(spec: str | Executor | Any = 'serial') -> Executor:
     """
     Return what runs tasks.
 

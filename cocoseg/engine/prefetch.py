@@ -15,9 +15,12 @@ import itertools
 import logging
 import numbers
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
+from typing import Any
 
 from cocoseg.errors import OptionError, WindowShapeError
+from cocoseg.grid.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +303,8 @@ def iter_batches(items, size):
     return iter(lambda: list(itertools.islice(iterator, size)), [])
 
 
-def predict_windows(windows, predict_batch, *, batch_size=1, prefetch=2):
+def predict_windows(windows: Iterable[Window], predict_batch: Callable[[list[Window]], Any], *,
+                    batch_size: int = 1, prefetch: int = 2) -> Iterator[tuple[Window, Any]]:
     """
     Predict windows in a background thread, for a loop that stitches them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,7 +32,7 @@ class Timings:
 'mean': 2.0, 'count': 2}
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._durations = {}
         self._lock = threading.Lock()
 
@@ -43,35 +44,35 @@ class Timings:
         self._durations = durations
 
     @property
-    def durations(self):
+    def durations(self) -> dict[str, list[float]]:
         """Seconds of each interval, a new dict of lists by name, in order of first use."""
         with self._lock:
             return {name: list(values) for name, values in self._durations.items()}
 
-    def add(self, name, seconds):
+    def add(self, name: str, seconds: float) -> None:
         """Count one interval."""
         with self._lock:
             self._durations.setdefault(name, []).append(seconds)
 
     @contextmanager
-    def interval(self, name):
+    def interval(self, name: str) -> Iterator[None]:
         """Count the time that a ``with`` block takes, unless it raises."""
         start = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - start)
 
-    def merge(self, other):
+    def merge(self, other: Timings) -> None:
         """Count the intervals of another collection, too."""
         for name, values in other.durations.items():
             for seconds in values:
                 self.add(name, seconds)
 
-    def total(self, name):
+    def total(self, name: str) -> float:
         """Return the seconds of all intervals of a name; 0 if there was none."""
         with self._lock:
             return float(sum(self._durations.get(name, ())))
 
-    def summary(self):
+    def summary(self) -> dict[str, dict]:
         """
         Return figures per name, for people and for JSON.
 
@@ -89,7 +90,7 @@ def _summarize(values):
     return {**{name: float(value) for name, value in figures.items()}, 'count': len(values)}
 
 
-def format_timings(summary, title='Timings'):
+def format_timings(summary: dict[str, dict], title: str = 'Timings') -> str:
     """
     Return a table of timings for people.
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cocoseg.errors import OptionError
+from cocoseg.grid.window import Window
 
 # Beyond this, neighbouring pixels have the same coordinates.
 _MAX_COORDINATE = 2.0 ** 52
@@ -129,7 +131,7 @@ class Area:
         (False, True)
     """
 
-    geometry: object
+    geometry: Any
 
     def __post_init__(self):
         import shapely
@@ -154,7 +156,7 @@ class Area:
         return (type(self), (self.geometry,))
 
     @classmethod
-    def coerce(cls, data):
+    def coerce(cls, data: Any) -> Area:
         """
         Build an area from any notation of polygons.
 
@@ -175,7 +177,7 @@ class Area:
         return data if isinstance(data, cls) else cls(data)
 
     @functools.cached_property
-    def segments(self):
+    def segments(self) -> np.ndarray:
         """The boundary, float64 (n, 4): (y0, x0, y1, x1) px, y0 <= y1; do not modify."""
         import shapely
         rings = shapely.get_rings(shapely.get_parts(self.geometry))
@@ -184,7 +186,7 @@ class Area:
         rises = ends[:, :1] <= ends[:, 2:3]
         return np.where(rises, ends, np.roll(ends, 2, axis=1))
 
-    def find(self, edges):
+    def find(self, edges: np.ndarray) -> np.ndarray:
         """
         Find the rectangles that share a positive area with this one.
 
@@ -210,7 +212,7 @@ class Area:
             outside = doubtful[shapely.touches(self.geometry, boxes[doubtful])]
         return np.delete(found, outside)
 
-    def select(self, windows):
+    def select(self, windows: Iterable[Window]) -> list[Window]:
         """
         Return the windows that touch this area, in their order.
 
@@ -224,11 +226,11 @@ class Area:
         edges = [(window.y0, window.x0, window.y1, window.x1) for window in windows]
         return [windows[index] for index in self.find(np.array(edges, np.int64))]
 
-    def touches(self, window):
+    def touches(self, window: Window) -> bool:
         """Return True if the window shares a positive area with this one."""
         return bool(self.select([window]))
 
-    def contains(self, window):
+    def contains(self, window: Window) -> bool:
         """Return True if no point of the window is outside; an empty window has none."""
         if window.is_empty:
             return True
@@ -237,7 +239,7 @@ class Area:
         with self._lock:
             return bool(shapely.covers(self.geometry, box))
 
-    def contains_points(self, x, y):
+    def contains_points(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """
         Test points, exactly.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cocoseg.errors import OptionError
 from cocoseg.grid.box import Box
@@ -64,7 +66,12 @@ class BlockGrid:
 
     shape: tuple[int, ...]
     block: tuple[int, ...]
-    halo: tuple[int, ...] = 0
+    halo: tuple[int, ...] = 0  # type: ignore[assignment]
+
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, shape: Sequence[int], block: int | tuple[int, ...],
+                     halo: int | tuple[int, ...] = 0) -> None: ...
 
     def __post_init__(self):
         put = object.__setattr__
@@ -78,14 +85,14 @@ class BlockGrid:
                 f'halo={self.halo} at least 0')
 
     @property
-    def grid_shape(self):
+    def grid_shape(self) -> tuple[int, ...]:
         """Blocks per axis, (rows, columns) in two axes."""
         return tuple(-(-size // block) for size, block in zip(self.shape, self.block))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return math.prod(self.grid_shape)
 
-    def get(self, index):
+    def get(self, index: tuple[int, ...]) -> Block:
         """Return the block at a place of the grid, (row, column) in two axes."""
         if len(self.shape) != 2:
             return self._get_box(tuple(index))
@@ -100,11 +107,11 @@ class BlockGrid:
         core = Box(starts, tuple(map(operator.add, starts, self.block))).clip(self.shape)
         return Block(index, core, core.pad(self.halo).clip(self.shape))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Block]:
         for index in itertools.product(*map(range, self.grid_shape)):
             yield self.get(index)
 
-    def touched_by(self, window):
+    def touched_by(self, window: Window) -> tuple[slice, slice]:
         """
         Return the (rows, columns) slices of the grid that a window touches.
 
@@ -115,7 +122,7 @@ class BlockGrid:
         return (slice(window.y0 // height, -(-window.y1 // height)),
                 slice(window.x0 // width, -(-window.x1 // width)))
 
-    def iter_parts(self, y0, x0, y1, x1):
+    def iter_parts(self, y0: int, x0: int, y1: int, x1: int) -> Iterator[tuple]:
         """
         Yield the common part of a rectangle with each block that it touches.
 
@@ -139,7 +146,7 @@ class BlockGrid:
                 bx = column * width
                 yield ((row, column), (ya, max(x0, bx), yb, min(x1, bx + width)), (by, bx))
 
-    def iter_slices(self, window):
+    def iter_slices(self, window: Window) -> Iterator[tuple]:
         """
         Yield where a window inside the image meets each block that it touches.
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cocoseg.errors import CoverageError, OptionError
 from cocoseg.grid.box import Box
-from cocoseg.grid.window import as_int
+from cocoseg.grid.window import Window, as_int
 
 SNAP_MODES = ('grow', 'shrink', 'closest')
 
@@ -46,6 +48,10 @@ class Roi:
     offset: tuple[int, ...]
     shape: tuple[int, ...]
 
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, offset: Sequence[int], shape: Sequence[int]) -> None: ...
+
     def __post_init__(self):
         for name in ('offset', 'shape'):
             entries = tuple(as_int(entry, name) for entry in getattr(self, name))
@@ -62,27 +68,27 @@ class Roi:
         return f'Roi({parts})'
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         """Number of axes."""
         return len(self.offset)
 
     @property
-    def end(self):
+    def end(self) -> tuple[int, ...]:
         """The corner after the last, world units."""
         return tuple(map(operator.add, self.offset, self.shape))
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Product of the extents, world units."""
         return math.prod(self.shape)
 
     @property
-    def is_empty(self):
+    def is_empty(self) -> bool:
         """True if nothing is inside."""
         return self.size == 0
 
     @classmethod
-    def coerce(cls, data):
+    def coerce(cls, data: Any) -> Roi:
         """
         Return a region, also of another library that has ``offset`` and ``shape``.
 
@@ -101,7 +107,7 @@ class Roi:
         return cls(tuple(data.offset), tuple(data.shape))
 
     @classmethod
-    def from_ends(cls, offset, end):
+    def from_ends(cls, offset: Sequence[int], end: Sequence[int]) -> Roi:
         """
         Build a region from its two corners.
 
@@ -114,7 +120,8 @@ class Roi:
             stop - start for start, stop in zip(offset, end, strict=True)))
 
     @classmethod
-    def from_box(cls, box, voxel_size, origin=None):
+    def from_box(cls, box: Box | Window, voxel_size: int | Sequence[int],
+                 origin: Sequence[int] | None = None) -> Roi:
         """
         Build the region that voxels of an array cover.
 
@@ -137,7 +144,7 @@ class Roi:
             for edges in (tuple(part.start for part in slices),
                           tuple(part.stop for part in slices))))
 
-    def to_box(self, voxel_size, origin=None):
+    def to_box(self, voxel_size: int | Sequence[int], origin: Sequence[int] | None = None) -> Box:
         """
         Return the voxels that lie in the region.
 
@@ -166,7 +173,8 @@ class Roi:
                            for edge, zero, step in zip(edges, origin, size))
                      for edges in (self.offset, self.end)))
 
-    def snap_to_grid(self, voxel_size, mode='grow', origin=None):
+    def snap_to_grid(self, voxel_size: int | Sequence[int], mode: str = 'grow',
+                     origin: Sequence[int] | None = None) -> Roi:
         """
         Return the region with its sides moved to where voxels begin and end.
 
@@ -202,13 +210,13 @@ class Roi:
                                 "mode='grow', or a larger region")
         return Roi.from_ends(starts, stops)
 
-    def intersect(self, other):
+    def intersect(self, other: Roi) -> Roi:
         """Return the common part of two regions; empty if there is none."""
         starts = tuple(map(max, zip(self.offset, other.offset, strict=True)))
         stops = tuple(map(min, zip(self.end, other.end, strict=True)))
         return Roi.from_ends(starts, tuple(map(max, zip(starts, stops))))
 
-    def contains(self, other):
+    def contains(self, other: Roi | Sequence[int]) -> bool:
         """
         Return True if a region, or a point, lies inside.
 
@@ -226,7 +234,7 @@ class Roi:
         return all(start <= place < stop for start, place, stop in zip(
             self.offset, other, self.end, strict=True))
 
-    def grow(self, before, after=None):
+    def grow(self, before: int | Sequence[int], after: int | Sequence[int] | None = None) -> Roi:
         """
         Return the region with its sides moved outward.
 
@@ -248,11 +256,11 @@ class Roi:
         return Roi(tuple(map(operator.sub, self.offset, before)),
                    tuple(map(sum, zip(self.shape, before, after))))
 
-    def shift(self, *steps):
+    def shift(self, *steps: int) -> Roi:
         """Return the region moved by one step per axis, world units."""
         return Roi(tuple(map(sum, zip(self.offset, steps, strict=True))), self.shape)
 
-    def check_filled(self, purpose):
+    def check_filled(self, purpose: str) -> None:
         """
         Raise CoverageError if the region is empty.
 

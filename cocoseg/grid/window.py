@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 from cocoseg.errors import CoverageError, OptionError
+
+if TYPE_CHECKING:
+    import kwimage
+
+#: A rectangle of pixels, as :meth:`Window.coerce` takes it.
+WindowLike = Union['Window', tuple[slice, slice], 'kwimage.Box']
 
 
 def as_int(value, name):
@@ -104,27 +111,27 @@ class Window:
         return f'Window(y={self.y0}:{self.y1}, x={self.x0}:{self.x1})'
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         """(h, w) in pixels."""
         return (self.y1 - self.y0, self.x1 - self.x0)
 
     @property
-    def dsize(self):
+    def dsize(self) -> tuple[int, int]:
         """(w, h) in pixels."""
         return (self.x1 - self.x0, self.y1 - self.y0)
 
     @property
-    def area(self):
+    def area(self) -> int:
         """Number of pixels."""
         return (self.y1 - self.y0) * (self.x1 - self.x0)
 
     @property
-    def is_empty(self):
+    def is_empty(self) -> bool:
         """True if the window holds no pixel."""
         return self.area == 0
 
     @property
-    def slices(self):
+    def slices(self) -> tuple[slice, slice]:
         """
         The (row, column) slices that index an array.
 
@@ -133,12 +140,13 @@ class Window:
         return (slice(self.y0, self.y1), slice(self.x0, self.x1))
 
     @classmethod
-    def from_shape(cls, shape):
+    def from_shape(cls, shape: tuple[int, ...]) -> Window:
         """Return the window over a whole (H, W, ...) image."""
         return cls(0, 0, shape[0], shape[1])
 
     @classmethod
-    def from_slices(cls, slices, shape=None):
+    def from_slices(cls, slices: tuple[slice, slice],
+                    shape: tuple[int, ...] | None = None) -> Window:
         """
         Build a window from two slices.
 
@@ -166,7 +174,7 @@ class Window:
         return cls(y0, x0, y1, x1)
 
     @classmethod
-    def coerce(cls, data, shape=None):
+    def coerce(cls, data: WindowLike, shape: tuple[int, ...] | None = None) -> Window:
         """
         Build a window from a Window, two slices, or a ``kwimage.Box``.
 
@@ -189,34 +197,34 @@ class Window:
             f'cannot read a window from {data!r}; give a Window, a pair of '
             'slices (rows, columns), or a kwimage.Box')
 
-    def as_box(self):
+    def as_box(self) -> kwimage.Box:
         """Return this rectangle as a ``kwimage.Box`` (ltrb)."""
         import kwimage
         return kwimage.Box.coerce([self.x0, self.y0, self.x1, self.y1], format='ltrb')
 
-    def shift(self, dy, dx):
+    def shift(self, dy: int, dx: int) -> Window:
         """Return the window moved by (dy, dx) pixels."""
         return Window(self.y0 + dy, self.x0 + dx, self.y1 + dy, self.x1 + dx)
 
-    def pad(self, margin):
+    def pad(self, margin: int | tuple[int, int]) -> Window:
         """Return the window grown by ``margin`` pixels on each side; an int or (y, x)."""
         my, mx = as_pair(margin, 'margin')
         return Window(self.y0 - my, self.x0 - mx, self.y1 + my, self.x1 + mx)
 
-    def intersect(self, other):
+    def intersect(self, other: Window) -> Window:
         """Return the common part of two windows; empty if there is none."""
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         y1, x1 = min(self.y1, other.y1), min(self.x1, other.x1)
         return Window(y0, x0, max(y0, y1), max(x0, x1))
 
-    def clip(self, shape):
+    def clip(self, shape: tuple[int, ...]) -> Window:
         """Return the part inside an image of ``shape`` (H, W); empty if none."""
         return self.intersect(Window.from_shape(shape))
 
-    def within(self, outer):
+    def within(self, outer: Window) -> Window:
         """Return this window in the coordinates of ``outer``'s top-left pixel."""
         return self.shift(-outer.y0, -outer.x0)
 
-    def contains(self, other):
+    def contains(self, other: Window) -> bool:
         """Return True if ``other`` lies inside this window."""
         return self.intersect(other) == other

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,6 +114,12 @@ class WindowGrid:
     fit: str = 'balanced'
     area: Area | None = None
 
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, shape: Sequence[int], window: int | tuple[int, int],
+                     overlap: int | tuple[int, int] = (0, 0), fit: str = 'balanced',
+                     area: Any = None) -> None: ...
+
     def __post_init__(self):
         put = object.__setattr__
         put(self, 'shape', as_pair(tuple(self.shape)[:2], 'shape'))
@@ -140,17 +148,17 @@ class WindowGrid:
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
     @property
-    def row_starts(self):
+    def row_starts(self) -> list[int]:
         """First rows of the windows of the full grid, ascending."""
         return compute_starts(self.shape[0], self.window[0], self.overlap[0], self.fit)
 
     @property
-    def column_starts(self):
+    def column_starts(self) -> list[int]:
         """First columns of the windows of the full grid, ascending."""
         return compute_starts(self.shape[1], self.window[1], self.overlap[1], self.fit)
 
     @property
-    def grid_shape(self):
+    def grid_shape(self) -> tuple[int, int]:
         """(rows, columns) of windows of the full grid."""
         return (len(self.row_starts), len(self.column_starts))
 
@@ -168,19 +176,19 @@ class WindowGrid:
         return tuple(Window(y, x, y + height, x + width)
                      for y, x in zip(y[found].tolist(), x[found].tolist()))
 
-    def __len__(self):
+    def __len__(self) -> int:
         if self._chosen is not None:
             return len(self._chosen)
         rows, columns = self.grid_shape
         return rows * columns
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Window]:
         if self._chosen is not None:
             return iter(self._chosen)
         (height, width), columns = self.window, self.column_starts
         return (Window(y, x, y + height, x + width) for y in self.row_starts for x in columns)
 
-    def __contains__(self, window):
+    def __contains__(self, window: object) -> bool:
         return (isinstance(window, Window) and window.shape == self.window
                 and window.y0 in self.row_starts and window.x0 in self.column_starts
                 and (self.area is None or self.area.touches(window.clip(self.shape))))

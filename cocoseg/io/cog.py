@@ -11,12 +11,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from cocoseg.errors import CocosegError, CogError, ImageClosedError, OptionError
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, WindowLike
 from cocoseg.io.codecs import Codec
 from cocoseg.io.commit import as_write_error, atomic_write, refusing
 from cocoseg.io.dataset import RasterMeta, as_bands, check_dtype, check_mask
@@ -25,6 +28,7 @@ from cocoseg.io.pyramid import PyramidEncoder
 from cocoseg.io.tile_spool import write_all
 from cocoseg.io.verify import CogReport, verify_cog
 from cocoseg.machine import count_cpus
+from cocoseg.protocols import PathLike
 
 __all__ = ['CogReport', 'CogWriter', 'write_cog']
 
@@ -134,14 +138,18 @@ class CogWriter:
         ((150, 100),)
     """
 
-    def __init__(self, fpath, shape, dtype, *, nodata=None, crs=None, transform=None,
-                 channels=None, scale=None, offset=None, metadata=None, colors=None,
-                 **options):
+    def __init__(self, fpath: PathLike, shape: tuple[int, ...], dtype: DTypeLike, *,
+                 nodata: float | None = None, crs: int | str | None = None,
+                 transform: ArrayLike | None = None, channels: Sequence[str] | str | None = None,
+                 scale: float | Sequence[float] | None = None,
+                 offset: float | Sequence[float] | None = None,
+                 metadata: dict[str, str] | None = None, colors: ArrayLike | None = None,
+                 **options: Any) -> None:
         self.fpath = os.fspath(fpath)
         # Stays there if the process goes to another folder meanwhile.
         self._target = os.path.abspath(self.fpath)
-        self.shape = _coerce_shape(shape)
-        self.dtype = _coerce_dtype(dtype)
+        self.shape: tuple[int, int, int] = _coerce_shape(shape)
+        self.dtype: np.dtype = _coerce_dtype(dtype)
         known = CogOptions.coerce.__kwdefaults__
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -161,15 +169,15 @@ class CogWriter:
             raise FileNotFoundError(errno.ENOENT, 'no such folder', folder)
         self._encoder = self._options.make_encoder(
             self.shape, self.dtype, folder, self._meta.nodata, self._pool)
-        self.report = None
+        self.report: CogReport | None = None
         self._is_aborted = False
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes in RAM."""
         return self._encoder.nbytes
 
-    def write_block(self, window, block):
+    def write_block(self, window: WindowLike, block: np.ndarray) -> None:
         """
         Take one block; it is copied.
 
@@ -201,7 +209,7 @@ class CogWriter:
         except Exception as ex:
             raise as_write_error(self.fpath, ex) from ex
 
-    def close(self, fill_missing=False):
+    def close(self, fill_missing: bool = False) -> CogReport:
         """
         Finish the file: put it together, flush, verify, rename.
 
@@ -231,7 +239,7 @@ class CogWriter:
             self._release()
         return self.report
 
-    def abort(self):
+    def abort(self) -> None:
         """Drop the file; nothing of it stays. Does nothing after :meth:`close`."""
         if self.report is None:
             self._is_aborted = True
@@ -242,10 +250,10 @@ class CogWriter:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def __enter__(self):
+    def __enter__(self) -> CogWriter:
         return self
 
-    def __exit__(self, exc_type, exc, traceback):
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         try:
             if exc_type is None and not self._is_aborted:
                 self.close()
@@ -253,10 +261,15 @@ class CogWriter:
             self.abort()
 
 
-def write_cog(fpath, data, *, nodata=None, crs=None, transform=None, compress='ZSTD',
-              level=None, predictor='auto', blocksize=256, overviews='average',
-              channels=None, scale=None, offset=None, metadata=None, num_threads=None,
-              interleave='pixel', bigtiff=None, colors=None):
+def write_cog(fpath: PathLike, data: np.ndarray, *, nodata: float | None = None,
+              crs: int | str | None = None, transform: ArrayLike | None = None,
+              compress: str | None = 'ZSTD', level: int | None = None,
+              predictor: str | int | None = 'auto', blocksize: int = 256,
+              overviews: str | None = 'average', channels: Sequence[str] | str | None = None,
+              scale: float | Sequence[float] | None = None,
+              offset: float | Sequence[float] | None = None, metadata: dict[str, str] | None = None,
+              num_threads: int | None = None, interleave: str = 'pixel',
+              bigtiff: bool | None = None, colors: ArrayLike | None = None) -> CogReport:
     """
     Write an array as a Cloud-Optimized GeoTIFF, atomically.
 

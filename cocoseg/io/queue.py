@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from cocoseg.errors import OptionError
 
@@ -54,7 +56,8 @@ class WriterQueue:
         ([0, 1, 2, 3, 4], 0)
     """
 
-    def __init__(self, workers=1, max_pending_bytes=256 * 2 ** 20, max_pending_jobs=None):
+    def __init__(self, workers: int = 1, max_pending_bytes: int = 256 * 2 ** 20,
+                 max_pending_jobs: int | None = None) -> None:
         if max_pending_jobs is None:
             max_pending_jobs = workers + 2
         if workers < 0 or max_pending_bytes < 1 or max_pending_jobs < 1:
@@ -79,17 +82,17 @@ class WriterQueue:
             self._executor = ThreadPoolExecutor(workers, thread_name_prefix='cocoseg-writer')
 
     @property
-    def n_pending(self):
+    def n_pending(self) -> int:
         """Number of jobs that are queued or running."""
         with self._changed:
             return self._n_pending
 
-    def has_room(self):
+    def has_room(self) -> bool:
         """Return True if :meth:`submit` would take a small job without waiting."""
         with self._changed:
             return self._fits(0)
 
-    def submit(self, func, *args, **kwargs):
+    def submit(self, func: Callable, *args: Any, **kwargs: Any) -> Future:
         """
         Queue a job, waiting for room first.
 
@@ -110,7 +113,7 @@ class WriterQueue:
         self._raise_first(earlier)
         return future
 
-    def enqueue(self, func, *args, **kwargs):
+    def enqueue(self, func: Callable, *args: Any, **kwargs: Any) -> Future:
         """
         Queue a job like :meth:`submit`, leaving earlier errors to others.
 
@@ -125,7 +128,7 @@ class WriterQueue:
         """
         return self._enqueue(func, args, kwargs, None)
 
-    def wait_until_finished(self, desc=None):
+    def wait_until_finished(self, desc: str | None = None) -> None:
         """
         Wait until every submitted job has ended.
 
@@ -139,11 +142,11 @@ class WriterQueue:
         self._wait(desc)
         self._raise_first(self._take_errors())
 
-    def flush(self):
+    def flush(self) -> None:
         """Do the same as :meth:`wait_until_finished`."""
         self.wait_until_finished()
 
-    def close(self):
+    def close(self) -> None:
         """
         Wait for all jobs, then refuse new ones. May be called again.
 
@@ -154,10 +157,10 @@ class WriterQueue:
         self._shut_down()
         self._raise_first(self._take_errors())
 
-    def __enter__(self):
+    def __enter__(self) -> WriterQueue:
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if error is None:
             self.close()
             return

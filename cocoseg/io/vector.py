@@ -11,14 +11,17 @@ import math
 import os
 import tempfile
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cocoseg.errors import AssetWriteError, LabelOverflowError, OptionError
 from cocoseg.io.commit import atomic_write, check_writable, refusing
 from cocoseg.io.gdal_gate import close_dataset, gdal_errors_as_exceptions, require_gdal
 from cocoseg.io.label_dataset import open_labels
 from cocoseg.io.strips import Source, choose_strip_rows, iter_strips
+from cocoseg.protocols import PathLike
 
 # Features per transaction.
 _BATCH = 20_000
@@ -28,8 +31,9 @@ _OWN = ('segment', 'fid', 'geom')
 _INT32_MAX = 2 ** 31 - 1
 
 
-def write_segment_polygons(segments, fpath, table=None, *, crs=None, transform=None,
-                           layer='segments'):
+def write_segment_polygons(segments: PathLike | np.ndarray, fpath: PathLike, table: Any = None, *,
+                           crs: int | str | None = None, transform: ArrayLike | None = None,
+                           layer: str = 'segments') -> int:
     """
     Write one feature per segment, with its figures, to a GeoPackage.
 

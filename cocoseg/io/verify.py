@@ -18,6 +18,7 @@ import numpy as np
 
 from cocoseg.errors import CogError
 from cocoseg.io.tiff_read import Damage, FileBytes, read_directories, read_layout
+from cocoseg.protocols import PathLike
 
 _COMPRESSIONS = {
     1: 'NONE', 5: 'LZW', 7: 'JPEG', 8: 'DEFLATE', 32773: 'PACKBITS', 32946: 'DEFLATE',
@@ -97,7 +98,7 @@ class Level:
     counts: np.ndarray
 
 
-def verify_cog(fpath, *, full=False):
+def verify_cog(fpath: PathLike, *, full: bool = False) -> CogReport:
     """
     Check that a file is a complete Cloud-Optimized GeoTIFF.
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from cocoseg.errors import CoverageError, OptionError, WindowShapeError
 from cocoseg.grid.box import Box
 from cocoseg.grid.roi import Roi
+from cocoseg.grid.window import Window
 from cocoseg.io.exactness import as_exact, check_holds
 from cocoseg.io.neuroglancer import describe_layer
 from cocoseg.io.zarr_layout import VolumeLayout
@@ -24,6 +28,10 @@ from cocoseg.io.zarr_place import (
     ArrayIdentifier, check_place, find_format, make_temporary, place_array)
 from cocoseg.io.zarr_store import (
     as_block, check_channels, check_dtype, check_metadata, create_zarr, open_zarr)
+from cocoseg.protocols import PathLike
+
+if TYPE_CHECKING:
+    import zarr
 
 _OPEN_MODES = ('r', 'r+', 'a')
 _CREATE_MODES = ('a', 'w', 'w-')
@@ -66,7 +74,9 @@ class ZarrArray:
         ((10, 10, 10, 1), Roi(0:400, 0:40, 0:40))
     """
 
-    def __init__(self, data, layout, *, identifier=None, name='', mode='r'):
+    def __init__(self, data: zarr.Array, layout: VolumeLayout, *,
+                 identifier: ArrayIdentifier | None = None, name: str = '',
+                 mode: str = 'r') -> None:
         self.data, self.layout, self.identifier, self.mode = data, layout, identifier, mode
         self.name = name or str(data.attrs.get('name', identifier or 'zarr array'))
         # Threads that write parts of one chunk would lose what the other writes.
@@ -75,7 +85,8 @@ class ZarrArray:
     # ---- made -----------------------------------------------------------------
 
     @classmethod
-    def open(cls, identifier, name='', mode='r', *, axes=None):
+    def open(cls, identifier: ArrayIdentifier | PathLike, name: str = '', mode: str = 'r', *,
+             axes: Sequence[str] | None = None) -> ZarrArray:
         """
         Open an array that exists.
 
@@ -106,7 +117,9 @@ class ZarrArray:
         return cls(data, layout, identifier=identifier, name=name, mode=mode)
 
     @classmethod
-    def wrap(cls, data, name='', *, axes=None, default_axes=None, identifier=None):
+    def wrap(cls, data: zarr.Array, name: str = '', *, axes: Sequence[str] | None = None,
+             default_axes: Sequence[str] | None = None,
+             identifier: ArrayIdentifier | None = None) -> ZarrArray:
         """
         Return the face of an open array.
 
@@ -126,8 +139,10 @@ class ZarrArray:
                    mode='r' if data.read_only else 'r+')
 
     @classmethod
-    def create(cls, identifier, axes, roi, num_channels, voxel_size, dtype, *, mode='a',
-               write_size=None, name=None, overwrite=False):
+    def create(cls, identifier: ArrayIdentifier | PathLike, axes: Sequence[str], roi: Roi,
+               num_channels: int | None, voxel_size: int | Sequence[int], dtype: DTypeLike, *,
+               mode: str = 'a', write_size: Sequence[int] | None = None, name: str | None = None,
+               overwrite: bool = False) -> ZarrArray:
         """
         Make an array of zeros, or open the same array if it exists.
 
@@ -206,9 +221,11 @@ class ZarrArray:
         return found
 
     @classmethod
-    def create_from_array_identifier(cls, array_identifier, axes, roi, num_channels, voxel_size,
-                                     dtype, mode='a', write_size=None, name=None,
-                                     overwrite=False):
+    def create_from_array_identifier(cls, array_identifier: ArrayIdentifier | PathLike,
+                                     axes: Sequence[str], roi: Roi, num_channels: int | None,
+                                     voxel_size: int | Sequence[int], dtype: DTypeLike,
+                                     mode: str = 'a', write_size: Sequence[int] | None = None,
+                                     name: str | None = None, overwrite: bool = False) -> ZarrArray:
         """
         Make an array, with the arguments of dacapo's method of this name.
 
@@ -221,81 +238,82 @@ class ZarrArray:
                           mode=mode, write_size=write_size, name=name, overwrite=overwrite)
 
     @classmethod
-    def open_from_array_identifier(cls, array_identifier, name='', mode='r'):
+    def open_from_array_identifier(cls, array_identifier: ArrayIdentifier | PathLike,
+                                   name: str = '', mode: str = 'r') -> ZarrArray:
         """Open an array by dacapo's name of :meth:`open`."""
         return cls.open(array_identifier, name, mode)
 
     # ---- what it is -----------------------------------------------------------
 
     @property
-    def file_name(self):
+    def file_name(self) -> Path | None:
         """Path of the container, or None."""
         return None if self.identifier is None else Path(self.identifier.container)
 
     @property
-    def fpath(self):
+    def fpath(self) -> str | None:
         """Absolute path of the array, or None if it is in no folder of this machine."""
         is_local = self.identifier is not None and not self.identifier.is_remote
         return self.identifier.path if is_local else None
 
     @property
-    def dataset(self):
+    def dataset(self) -> str:
         """Path of the array in its container."""
         return self.data.path if self.identifier is None else self.identifier.dataset
 
     @property
-    def attrs(self):
+    def attrs(self) -> Any:
         """The attributes as stored."""
         return self.data.attrs
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[str, ...]:
         """Names of all axes, in the order of ``data``."""
         return self.layout.axes
 
     @property
-    def spatial_axes(self):
+    def spatial_axes(self) -> tuple[str, ...]:
         """Names of the axes of space."""
         return self.layout.spatial_axes
 
     @property
-    def dims(self):
+    def dims(self) -> int:
         """Number of axes of space."""
         return self.layout.ndim
 
     @property
-    def voxel_size(self):
+    def voxel_size(self) -> tuple[int, ...]:
         """Extent of a voxel per axis of space, world units."""
         return self.layout.voxel_size
 
     @property
-    def roi(self):
+    def roi(self) -> Roi:
         """Where the array lies, world units."""
         return self.layout.get_roi(self.data.shape)
 
     @property
-    def writable(self):
+    def writable(self) -> bool:
         """True if it may be written to."""
         return self.mode != 'r' and not self.data.read_only
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """Type of what is read, in the byte order of this machine."""
         return self.data.dtype.newbyteorder('=')
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int | None:
         """Number of channels; None without an axis of them."""
         axis = self.layout.channel_axis
         return None if axis is None else self.data.shape[axis]
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """(H, W, C) or (D, H, W, C), px; the channels count as 1 if there is no axis."""
         return (*self.layout.pick(self.data.shape), self.num_channels or 1)
 
     @property
-    def chunks(self):
+    def chunks(self) -> tuple[int, ...]:
         """Extent per axis of space of what must be written as a whole, px."""
         return self.layout.pick(self.data.shards or self.data.chunks)
 
@@ -314,7 +332,7 @@ class ZarrArray:
 
     # ---- by region, world units -------------------------------------------------
 
-    def __getitem__(self, roi):
+    def __getitem__(self, roi: Roi) -> np.ndarray:
         """
         Read a region, as stored.
 
@@ -330,7 +348,7 @@ class ZarrArray:
         """
         return np.asarray(self.data[self._find(roi)]).astype(self.dtype, copy=False)
 
-    def __setitem__(self, roi, value):
+    def __setitem__(self, roi: Roi, value: ArrayLike) -> None:
         """
         Write a region, as stored.
 
@@ -376,7 +394,7 @@ class ZarrArray:
 
     # ---- by block, px -----------------------------------------------------------
 
-    def read(self, window):
+    def read(self, window: Window | Box) -> np.ndarray:
         """
         Read voxels, channels last.
 
@@ -394,7 +412,7 @@ class ZarrArray:
         block = block[..., None] if axis is None else np.moveaxis(block, axis, -1)
         return np.ascontiguousarray(block, self.dtype)
 
-    def write_block(self, window, block):
+    def write_block(self, window: Window | Box, block: np.ndarray) -> None:
         """
         Write voxels, channels last.
 
@@ -435,7 +453,7 @@ class ZarrArray:
 
     # ---- notes ------------------------------------------------------------------
 
-    def add_metadata(self, metadata):
+    def add_metadata(self, metadata: dict[str, Any]) -> None:
         """
         Add attributes to the array.
 
@@ -450,7 +468,7 @@ class ZarrArray:
             raise OptionError(f"{self.name} was opened with mode={self.mode!r}; open it with 'r+'")
         self.data.attrs.update(check_metadata(metadata, self.layout))
 
-    def neuroglancer_layer(self, url=None):
+    def neuroglancer_layer(self, url: str | None = None) -> dict:
         """
         Return the layer by which neuroglancer shows the array.
 

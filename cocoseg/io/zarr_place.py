@@ -14,9 +14,11 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cocoseg.errors import MissingDependencyError, OptionError
 from cocoseg.io.commit import as_write_error, fsync_folder, list_orphans, make_suffix
+from cocoseg.protocols import PathLike
 
 _SUFFIX = '.zarr'
 _FLUSH_THREADS = 8
@@ -66,6 +68,10 @@ class ArrayIdentifier:
     container: str
     dataset: str = ''
 
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, container: PathLike, dataset: str = '') -> None: ...
+
     def __post_init__(self):
         container = os.fspath(self.container).rstrip('/')
         parts = [part for part in str(self.dataset).split('/') if part not in ('', '.')]
@@ -76,7 +82,7 @@ class ArrayIdentifier:
         object.__setattr__(self, 'dataset', '/'.join(parts))
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: PathLike | ArrayIdentifier) -> ArrayIdentifier:
         """
         Return the identifier that a path spells.
 
@@ -99,7 +105,7 @@ class ArrayIdentifier:
                           "'/a/b.zarr/volumes/raw', or ArrayIdentifier(container, dataset)")
 
     @classmethod
-    def find(cls, data):
+    def find(cls, data: Any) -> ArrayIdentifier | None:
         """Return where an open zarr array lies, or None if in no folder of this machine."""
         scheme, _, path = str(data.store_path).partition('://')
         if scheme != 'file':
@@ -110,16 +116,16 @@ class ArrayIdentifier:
         return f'{self.container}/{self.dataset}' if self.dataset else self.container
 
     @property
-    def is_remote(self):
+    def is_remote(self) -> bool:
         """True for an address such as 's3://…', where this machine cannot rename."""
         return '://' in self.container
 
     @property
-    def path(self):
+    def path(self) -> str:
         """Absolute path, or the address."""
         return str(self) if self.is_remote else os.path.abspath(str(self))
 
-    def check_local(self):
+    def check_local(self) -> None:
         """Raise OptionError for an address, where nothing can be written."""
         if self.is_remote:
             raise OptionError(f'{self} is not a folder of this machine; write to one, and copy '

@@ -39,13 +39,15 @@ class BlockMapResult:
     n_retries: int
     timings: Timings
 
-    def format_timings(self):
+    def format_timings(self) -> str:
         """Return a table of the seconds per stage, for people."""
         return format_timings(self.timings.summary(), 'Seconds per stage, over all workers')
 
 
-def map_blocks(func, source, sink=None, *, block_shape=1024, halo=0, roi=None, check=None,
-               overwrite=False, **options):
+def map_blocks(func: Callable, source: Any, sink: Any = None, *,
+               block_shape: int | tuple[int, ...] = 1024, halo: int | tuple[int, ...] = 0,
+               roi: Any = None, check: Callable | None = None, overwrite: bool = False,
+               **options: Any) -> BlockMapResult:
     """
     Apply a function to all blocks of a raster or a volume.
 

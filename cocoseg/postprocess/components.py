@@ -22,16 +22,17 @@ from cocoseg.labels.components import label_components
 from cocoseg.labels.volume_components import label_volume
 from cocoseg.postprocess.label_blocks import Labeled, LabelPlan
 from cocoseg.postprocess.links import ContactLinker
-from cocoseg.postprocess.result import label_all
+from cocoseg.postprocess.result import LabelResult, label_all
 from cocoseg.postprocess.workspace import identify
 
 # By how many axes neighbors may differ: place + 1, per number of axes.
 _CONNECTIVITIES = {2: (4, 8), 3: (6, 18, 26)}
 
 
-def connected_components(source, dst=None, *, block_shape=1024, connectivity=None, threshold=None,
-                         by_value=False, band=0, min_size=0, roi=None, overwrite=False,
-                         **options):
+def connected_components(source: Any, dst: Any = None, *, block_shape: int | tuple[int, ...] = 1024,
+                         connectivity: int | None = None, threshold: float | None = None,
+                         by_value: bool = False, band: int = 0, min_size: int = 0, roi: Any = None,
+                         overwrite: bool = False, **options: Any) -> LabelResult:
     """
     Number connected components, block by block.
 

@@ -11,19 +11,23 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from cocoseg.engine.blockmap import BlockRun
+from cocoseg.engine.executors import Executor
 from cocoseg.errors import OptionError
 from cocoseg.grid.blocks import BlockGrid
 from cocoseg.io.mask_file import (
     InternalMaskWriter, check_internal, check_sidecar, get_block_shape, sidecar_metadata)
 from cocoseg.io.strips import Source
-from cocoseg.postprocess.blocks import map_blocks, open_sources
+from cocoseg.postprocess.blocks import BlockMapResult, map_blocks, open_sources
 from cocoseg.postprocess.mask_sources import CommonMask, FlagSource, MaskSource
 from cocoseg.postprocess.workspace import identify
+from cocoseg.protocols import BlockSource
 
 # Pixels of a block, and bytes that are read for it, at most, unless a tile is larger: small
 # enough for caches, large enough that a block is more work than its bookkeeping.
@@ -34,8 +38,29 @@ _COG_OPTIONS = {'overviews': 'nearest', 'blocksize': 512, 'channels': ['valid'],
 PLACES = ('sidecar', 'internal')
 
 
-def compute_mask(source, dst=None, *, nodata='file', logic='all', bands=None, extra_mask=None,
-                 block_shape=None, executor='serial', overwrite=False, **options):
+@overload
+def compute_mask(source: Any, dst: None = None, *,
+                 nodata: str | float | Set | Sequence | None = 'file',
+                 logic: str | int | Callable = 'all', bands: int | Sequence[int] | None = None,
+                 extra_mask: Any = None, block_shape: int | tuple[int, ...] | None = None,
+                 executor: str | Executor = 'serial', overwrite: bool = False,
+                 **options: Any) -> np.ndarray: ...
+
+
+@overload
+def compute_mask(source: Any, dst: Any, *, nodata: str | float | Set | Sequence | None = 'file',
+                 logic: str | int | Callable = 'all', bands: int | Sequence[int] | None = None,
+                 extra_mask: Any = None, block_shape: int | tuple[int, ...] | None = None,
+                 executor: str | Executor = 'serial', overwrite: bool = False,
+                 **options: Any) -> BlockMapResult: ...
+
+
+def compute_mask(source: Any, dst: Any = None, *,
+                 nodata: str | float | Set | Sequence | None = 'file',
+                 logic: str | int | Callable = 'all', bands: int | Sequence[int] | None = None,
+                 extra_mask: Any = None, block_shape: int | tuple[int, ...] | None = None,
+                 executor: str | Executor = 'serial', overwrite: bool = False,
+                 **options: Any) -> np.ndarray | BlockMapResult:
     """
     Compute where a raster is valid, from its nodata.
 
@@ -99,8 +124,41 @@ def compute_mask(source, dst=None, *, nodata='file', logic='all', bands=None, ex
                       overwrite=overwrite, **options)
 
 
-def prepare_selector(*rasters, dst=None, bands=None, nodata='masks', extra_masking_band=None,
-                     block_shape=None, executor='serial', lazy=False, overwrite=False, **options):
+@overload
+def prepare_selector(*rasters: Any, dst: None = None, bands: int | Sequence[int] | None = None,
+                     nodata: str | float | Set | Sequence | None = 'masks',
+                     extra_masking_band: Any = None,
+                     block_shape: int | tuple[int, ...] | None = None,
+                     executor: str | Executor = 'serial', lazy: Literal[False] = False,
+                     overwrite: bool = False, **options: Any) -> np.ndarray: ...
+
+
+@overload
+def prepare_selector(*rasters: Any, lazy: Literal[True], dst: None = None,
+                     bands: int | Sequence[int] | None = None,
+                     nodata: str | float | Set | Sequence | None = 'masks',
+                     extra_masking_band: Any = None,
+                     block_shape: int | tuple[int, ...] | None = None,
+                     executor: str | Executor = 'serial',
+                     overwrite: bool = False, **options: Any) -> BlockSource: ...
+
+
+@overload
+def prepare_selector(*rasters: Any, dst: Any, bands: int | Sequence[int] | None = None,
+                     nodata: str | float | Set | Sequence | None = 'masks',
+                     extra_masking_band: Any = None,
+                     block_shape: int | tuple[int, ...] | None = None,
+                     executor: str | Executor = 'serial', lazy: Literal[False] = False,
+                     overwrite: bool = False, **options: Any) -> BlockMapResult: ...
+
+
+def prepare_selector(*rasters: Any, dst: Any = None, bands: int | Sequence[int] | None = None,
+                     nodata: str | float | Set | Sequence | None = 'masks',
+                     extra_masking_band: Any = None,
+                     block_shape: int | tuple[int, ...] | None = None,
+                     executor: str | Executor = 'serial', lazy: bool = False,
+                     overwrite: bool = False,
+                     **options: Any) -> np.ndarray | BlockMapResult | BlockSource:
     """
     Select the pixels that are valid in all bands of all rasters.
 

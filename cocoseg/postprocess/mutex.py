@@ -10,6 +10,7 @@ what remains is sorted in bands; the result is that of the plain algorithm, see
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ _BAND_SHARE = 1 / 3
 _LEAST_TABLE = 1 << 10
 
 
-def mutex_watershed(affinities, offsets, bias=0.5, *, mask=None):
+def mutex_watershed(affinities: np.ndarray, offsets: Sequence[Sequence[int]], bias: float = 0.5, *,
+                    mask: np.ndarray | None = None) -> np.ndarray:
     """
     Segment an image or a volume by the mutex watershed of affinities.
 

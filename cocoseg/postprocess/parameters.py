@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 import math
 import operator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cocoseg.errors import OptionError
 
@@ -63,15 +65,22 @@ class WatershedParameters:
         ((32, 32), 0.25)
     """
 
-    offsets: tuple = ()
+    offsets: tuple[tuple[int, ...], ...] = ()
     threshold: float | None = None
     sigma: float = 0.0
     min_size: int = 0
     bias: float = 0.5
-    context: int | tuple = 32
+    context: int | tuple[int, ...] = 32
     method: str = 'mutex'
     seed_distance: int = 5
     filter_fragments: bool = True
+
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, offsets: Sequence[Sequence[int]] = (), threshold: float | None = None,
+                     sigma: float = 0.0, min_size: int = 0, bias: float = 0.5,
+                     context: int | Sequence[int] = 32, method: str = 'mutex',
+                     seed_distance: int = 5, filter_fragments: bool = True) -> None: ...
 
     def __post_init__(self):
         put = object.__setattr__
@@ -109,18 +118,18 @@ class WatershedParameters:
                               'blocks would not see whom their pixels attract')
         return context
 
-    def patch(self, **changes):
+    def patch(self, **changes: Any) -> WatershedParameters:
         """Return a copy with other values."""
         return dataclasses.replace(self, **changes)
 
-    def as_context(self, ndim):
+    def as_context(self, ndim: int) -> tuple[int, ...]:
         """Return the context per axis."""
         context = self.context if isinstance(self.context, tuple) else (self.context,) * ndim
         if len(context) != ndim:
             raise OptionError(f'context={context} is for {len(context)} axes, the data have {ndim}')
         return context
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, for JSON."""
         values = dataclasses.asdict(self)
         values['offsets'] = [list(offset) for offset in self.offsets]
@@ -129,7 +138,8 @@ class WatershedParameters:
         return values
 
 
-def enumerate_parameters(base, **choices):
+def enumerate_parameters(base: WatershedParameters,
+                         **choices: Sequence) -> Iterator[WatershedParameters]:
     """
     Yield all combinations of some values, the last choice changing fastest.
 

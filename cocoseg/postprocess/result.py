@@ -13,6 +13,7 @@ from cocoseg.engine.timings import Timings, format_timings
 from cocoseg.io.arrays import open_sink
 from cocoseg.postprocess.label_blocks import find_labels, write_labels
 from cocoseg.postprocess.workspace import open_store
+from cocoseg.stitch.label import Seam
 
 # What a label file is, unless the caller says otherwise.
 _COG_OPTIONS = {'nodata': 0, 'overviews': 'nearest', 'channels': ['labels']}
@@ -39,18 +40,18 @@ class LabelResult:
     n_labels: int
     sizes: np.ndarray
     scores: np.ndarray
-    seams: list
-    grid_shape: tuple
+    seams: list[Seam]
+    grid_shape: tuple[int, ...]
     n_resumed: int
     timings: Timings
 
     @property
-    def agreement(self):
+    def agreement(self) -> float:
         """Share of the px labeled at seams that linked labels share; 1 without seams."""
         n_labeled = sum(seam.n_labeled for seam in self.seams)
         return sum(seam.n_common for seam in self.seams) / n_labeled if n_labeled else 1.0
 
-    def format_seams(self):
+    def format_seams(self) -> str:
         """
         Return a table of the seams for people, the worst first.
 
@@ -67,7 +68,7 @@ class LabelResult:
                          f'{seam.first} | {seam.second}')
         return '\n'.join(lines)
 
-    def format_timings(self):
+    def format_timings(self) -> str:
         """Return a table of the seconds per stage, for people."""
         return format_timings(self.timings.summary(), 'Seconds per stage, over all workers')
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cocoseg.errors import OptionError
 from cocoseg.labels.relabel import densify
@@ -47,12 +49,12 @@ class OverlapTable:
     counts: np.ndarray
 
     @classmethod
-    def empty(cls):
+    def empty(cls) -> OverlapTable:
         """Return the table of no pixels, to add others to."""
         return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
 
     @classmethod
-    def of_images(cls, tables):
+    def of_images(cls, tables: Iterable[OverlapTable]) -> OverlapTable:
         """
         Return one table for several images, in each of which ids have a meaning of their own.
 
@@ -77,11 +79,11 @@ class OverlapTable:
         return total._add(*parts)
 
     @property
-    def n_pixels(self):
+    def n_pixels(self) -> int:
         """Pixels that were counted."""
         return int(self.counts.sum())
 
-    def __add__(self, other):
+    def __add__(self, other: OverlapTable) -> OverlapTable:
         if not isinstance(other, OverlapTable):
             return NotImplemented
         return self._add(other)
@@ -133,16 +135,16 @@ class LabelScores:
     rand_error: float
 
     @property
-    def vi(self):
+    def vi(self) -> float:
         """Variation of information, bits: what is split and what is merged."""
         return self.vi_split + self.vi_merge
 
     @property
-    def panoptic_quality(self):
+    def panoptic_quality(self) -> float:
         """F1 times the mean IoU of the matched [PQ]_."""
         return self.f1 * self.mean_iou
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, float]:
         """Return all scores by name, with ``vi`` and ``panoptic_quality``."""
         return {**dataclasses.asdict(self), 'vi': self.vi,
                 'panoptic_quality': self.panoptic_quality}
@@ -184,7 +186,8 @@ def count_overlaps(truth, labels):
     return OverlapTable.empty()._add(*tables)
 
 
-def score_labels(truth, labels, *, matching_iou=0.5, ignore_background=True):
+def score_labels(truth: ArrayLike, labels: ArrayLike, *, matching_iou: float = 0.5,
+                 ignore_background: bool = True) -> LabelScores:
     """
     Compare labels with the truth.
 
@@ -268,7 +271,7 @@ def score_overlaps(table, *, matching_iou=0.5, ignore_background=True):
                        **_score_rand(pairs, by_truth, by_labels))
 
 
-def agree_objects(labels, reference):
+def agree_objects(labels: ArrayLike, reference: ArrayLike) -> float:
     """
     Return the share of the objects of a reference that labels have pixel by pixel.
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from cocoseg.engine.executors import get_executor
+from numpy.typing import ArrayLike
+
+from cocoseg.engine.executors import Executor, get_executor
 from cocoseg.errors import MissingDependencyError, OptionError
 from cocoseg.io.commit import as_write_error, atomic_write
 from cocoseg.postprocess.scores import (
     LabelScores, OverlapTable, check_matching_iou, count_overlaps, score_overlaps)
+from cocoseg.protocols import PathLike, Progress
 
 # Scores by which results are compared, and whether more is better.
 SCORES = {'f1': True, 'precision': True, 'recall': True, 'mean_iou': True,
@@ -43,7 +46,7 @@ class SearchRow:
     scores: LabelScores
     seconds: float
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return parameters, scores and seconds by name."""
         return {**_name_parameters(self.parameters), **self.scores.as_dict(),
                 'seconds': self.seconds}
@@ -61,14 +64,14 @@ class SearchResult:
     rows: tuple[SearchRow, ...]
 
     @property
-    def varied(self):
+    def varied(self) -> tuple[str, ...]:
         """Names of the parameters of which there are several values."""
         named = [_name_parameters(row.parameters) for row in self.rows]
         names = dict.fromkeys(name for parameters in named for name in parameters)
         return tuple(name for name in names
                      if len({repr(parameters.get(name)) for parameters in named}) > 1)
 
-    def best(self, by='f1'):
+    def best(self, by: str = 'f1') -> SearchRow:
         """
         Return the best row, the first of several.
 
@@ -86,12 +89,12 @@ class SearchResult:
         """
         return self.ranked(by)[0]
 
-    def ranked(self, by='f1'):
+    def ranked(self, by: str = 'f1') -> tuple[SearchRow, ...]:
         """Return the rows, best first; arguments as for :meth:`best`."""
         sign = -1 if _check_score(by) else 1
         return tuple(sorted(self.rows, key=lambda row: sign * row.scores.as_dict()[by]))
 
-    def as_table(self, by=None):
+    def as_table(self, by: str | None = None) -> str:
         """
         Return aligned text: the varied parameters, the main scores and the seconds.
 
@@ -109,7 +112,7 @@ class SearchResult:
         return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(line, widths))
                          for line in lines)
 
-    def write_csv(self, fpath):
+    def write_csv(self, fpath: PathLike) -> None:
         """
         Write all parameters and scores, a row each, as text with commas.
 
@@ -129,7 +132,7 @@ class SearchResult:
                 writer.writerows(rows)
         _commit(fpath, write)
 
-    def plot(self, fpath, by='f1'):
+    def plot(self, fpath: PathLike, by: str = 'f1') -> None:
         """
         Draw a score over each parameter that was varied.
 
@@ -159,8 +162,10 @@ class SearchResult:
         _commit(fpath, lambda temp: figure.savefig(temp, format=suffix))
 
 
-def search_parameters(process, parameters, truth, *, executor='serial', matching_iou=0.5,
-                      ignore_background=True, progress=None):
+def search_parameters(process: Callable[..., Any], parameters: Iterable, truth: ArrayLike | None, *,
+                      executor: str | Executor = 'serial', matching_iou: float = 0.5,
+                      ignore_background: bool = True,
+                      progress: Progress | None = None) -> SearchResult:
     """
     Score what a process makes with each of some parameters.
 

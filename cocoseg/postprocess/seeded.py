@@ -15,6 +15,7 @@ from cocoseg.errors import MissingDependencyError, OptionError
 from cocoseg.labels.components import label_components
 from cocoseg.labels.relabel import apply_lut, rank_groups
 from cocoseg.labels.volume_components import label_volume
+from cocoseg.postprocess.parameters import WatershedParameters
 from cocoseg.postprocess.smoothing import blur, count_reach, smooth
 
 METHODS = ('boundary', 'distance', 'foreground')
@@ -24,7 +25,7 @@ _BOUNDARY = 0.5
 _ALPHA = 0.9
 
 
-def seeded_watershed(surface, parameters):
+def seeded_watershed(surface: np.ndarray, parameters: WatershedParameters) -> np.ndarray:
     """
     Divide a predicted map into instances, flooded from its high points.
 

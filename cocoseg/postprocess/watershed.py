@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from cocoseg.postprocess.label_blocks import Labeled, LabelPlan
 from cocoseg.postprocess.links import OverlapLinker
 from cocoseg.postprocess.mutex import mutex_watershed
 from cocoseg.postprocess.parameters import WatershedParameters
-from cocoseg.postprocess.result import label_all
+from cocoseg.postprocess.result import LabelResult, label_all
 from cocoseg.postprocess.seeded import least_context, seeded_watershed
 from cocoseg.postprocess.smoothing import count_reach, smooth
 from cocoseg.postprocess.workspace import identify
@@ -31,8 +32,10 @@ from cocoseg.postprocess.workspace import identify
 _BLOCK_SHAPES = {2: (512, 512), 3: (128, 128, 128)}
 
 
-def blockwise_watershed(source, parameters, dst=None, *, foreground=None, ndim=None,
-                        block_shape=None, roi=None, overwrite=False, **options):
+def blockwise_watershed(source: Any, parameters: WatershedParameters, dst: Any = None, *,
+                        foreground: Any = None, ndim: int | None = None,
+                        block_shape: int | tuple[int, ...] | None = None, roi: Any = None,
+                        overwrite: bool = False, **options: Any) -> LabelResult:
     """
     Find instances with a watershed, block by block.
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 from cocoseg.errors import OptionError
 
@@ -99,11 +100,11 @@ class ShepherdConfig:
                                   'compat; give one of them')
 
     @property
-    def is_compat(self):
+    def is_compat(self) -> bool:
         """True if the labels are to be those of pyshepseg."""
         return self.compat is not None
 
-    def patch(self, **changes):
+    def patch(self, **changes: Any) -> ShepherdConfig:
         """Return a copy with other values."""
         return dataclasses.replace(self, **changes)
 

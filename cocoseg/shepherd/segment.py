@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import numbers
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ class ShepherdResult:
     timings: Timings
 
     @property
-    def kmeans(self):
+    def kmeans(self) -> Any:
         """
         The clusters, which another image can be segmented with.
 
@@ -88,8 +89,10 @@ class ShepherdResult:
         return as_kmeans(self.clusters)
 
 
-def shepherd_segment(image, config=None, nodata=None, kmeans=None, *, mask=None, num_threads=None,
-                     progress=None):
+def shepherd_segment(image: np.ndarray, config: ShepherdConfig | None = None,
+                     nodata: float | None = None, kmeans: Any = None, *,
+                     mask: np.ndarray | None = None, num_threads: int | None = None,
+                     progress: Callable[[str], object] | None = None) -> ShepherdResult:
     """
     Segment an image in memory.
 

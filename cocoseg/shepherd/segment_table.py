@@ -7,13 +7,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cocoseg.errors import MissingDependencyError, OptionError
 from cocoseg.io.commit import atomic_write, check_writable
 from cocoseg.io.strips import MAX_LABEL
+from cocoseg.protocols import PathLike
+
+if TYPE_CHECKING:
+    import pandas
 
 ID_COLUMN = 'segment'
 SUFFIXES = ('.csv', '.parquet')
@@ -27,8 +32,8 @@ class SegmentTable:
     Ids that do not occur in the image have no row. All arrays are read-only.
 
     Args:
-        ids (ndarray): whole numbers, shape (N,), at least 1, each once.
-        columns (Mapping[str, ndarray]): of numbers, shape (N,), by name.
+        ids (array_like): whole numbers, shape (N,), at least 1, each once.
+        columns (Mapping[str, array_like]): of numbers, shape (N,), by name.
 
     Raises:
         OptionError: if a column has another length, is not of numbers, or is
@@ -46,6 +51,10 @@ class SegmentTable:
     ids: np.ndarray
     columns: Mapping[str, np.ndarray]
 
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, ids: ArrayLike, columns: Mapping[str, ArrayLike]) -> None: ...
+
     def __post_init__(self):
         ids = np.asarray(self.ids)
         if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in 'iu' or ids.min() < 1
@@ -61,10 +70,10 @@ class SegmentTable:
         object.__setattr__(self, 'columns', MappingProxyType(
             {name: _lock(column) for name, column in columns.items()}))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         """Return a column by name."""
         if name not in self.columns:
             raise KeyError(f'{name!r} is none of the columns {list(self.columns)}')
@@ -76,7 +85,7 @@ class SegmentTable:
     def __reduce__(self):
         return type(self), (np.array(self.ids), dict(self.columns))
 
-    def find_rows(self, ids):
+    def find_rows(self, ids: ArrayLike) -> np.ndarray:
         """
         Return the rows of segments.
 
@@ -104,7 +113,7 @@ class SegmentTable:
                               'same raster')
         return rows
 
-    def take(self, ids, new_ids=None):
+    def take(self, ids: ArrayLike, new_ids: ArrayLike | None = None) -> SegmentTable:
         """
         Return the rows of some segments.
 
@@ -129,7 +138,7 @@ class SegmentTable:
         return SegmentTable(self.ids[rows] if new_ids is None else np.asarray(new_ids),
                             {name: column[rows] for name, column in self.columns.items()})
 
-    def join(self, other):
+    def join(self, other: SegmentTable) -> SegmentTable:
         """
         Return a table with the columns of another one beside these.
 
@@ -150,7 +159,7 @@ class SegmentTable:
             raise OptionError(f'columns {twice} are in both tables')
         return SegmentTable(self.ids, {**self.columns, **other.take(self.ids).columns})
 
-    def to_pandas(self):
+    def to_pandas(self) -> pandas.DataFrame:
         """
         Return a ``pandas.DataFrame`` whose index is the id.
 
@@ -166,7 +175,7 @@ class SegmentTable:
         return pandas.DataFrame({name: np.array(column) for name, column in self.columns.items()},
                                 index=pandas.Index(np.array(self.ids), name=ID_COLUMN))
 
-    def write(self, fpath):
+    def write(self, fpath: PathLike) -> None:
         """
         Write a file, which appears when it is complete.
 
@@ -203,7 +212,7 @@ class SegmentTable:
                 {name: arrow.array(array) for name, array in arrays.items()}), os.fspath(temp))
 
     @classmethod
-    def read(cls, fpath):
+    def read(cls, fpath: PathLike) -> SegmentTable:
         """
         Read a file that :meth:`write` wrote, or one like it.
 

@@ -8,17 +8,20 @@ it in that one pass. A segment's values are held only until its last row.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from cocoseg.engine.executors import SerialExecutor, get_executor
+from cocoseg.engine.executors import Executor, SerialExecutor, get_executor
 from cocoseg.engine.payload import pack
 from cocoseg.engine.timings import Timings
 from cocoseg.errors import OptionError
 from cocoseg.io.cog import check_num_threads
 from cocoseg.io.strips import (
     Source, check_same_grid, choose_strip_rows, iter_strips, read_ahead)
+from cocoseg.protocols import PathLike, Progress
 from cocoseg.shepherd.segment_table import SegmentTable
 from cocoseg.shepherd.shape_stats import ShapeStats, ShapeTask
 from cocoseg.shepherd.statspec import ORDERS, check_distinct, parse_stats
@@ -31,9 +34,13 @@ DEFAULT_STATS = ('count', 'mean', 'std')
 MISSING = -9999
 
 
-def segment_stats(image, segments, stats=DEFAULT_STATS, *, bands=None, nodata='file',
-                  missing=None, transform=None, block_rows=None, num_threads=1, executor='serial',
-                  timings=None, progress=None):
+def segment_stats(image: PathLike | np.ndarray | None, segments: PathLike | np.ndarray,
+                  stats: str | Sequence = DEFAULT_STATS, *, bands: Sequence[int] | None = None,
+                  nodata: float | Sequence[float | None] | str | None = 'file',
+                  missing: float | None = None, transform: ArrayLike | None = None,
+                  block_rows: int | None = None, num_threads: int = 1,
+                  executor: str | Executor = 'serial', timings: Timings | None = None,
+                  progress: Progress | None = None) -> SegmentTable:
     """
     Measure every segment: its shape, and its values in each band.
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cocoseg.errors import CoverageError, OptionError
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, WindowLike
 from cocoseg.io.cog import CogReport, CogWriter
 from cocoseg.io.strips import (
     Source, apply_geotransform, check_same_grid, choose_strip_rows, iter_strips, read_ahead)
+from cocoseg.protocols import PathLike, Progress
 from cocoseg.shepherd.segment_table import SegmentTable
 
 # A bound this near to the edge of a pixel, px, is meant to be there.
@@ -38,14 +41,18 @@ class SubsetResult:
     report: CogReport
 
     @property
-    def n_segments(self):
+    def n_segments(self) -> int:
         """How many segments there are."""
         return len(self.table)
 
 
-def subset_segments(src, dst, window=None, *, bounds=None, mask=None, crs=None, transform=None,
-                    blocksize=256, compress='ZSTD', num_threads=None, block_rows=None,
-                    progress=None):
+def subset_segments(src: PathLike | np.ndarray, dst: PathLike, window: WindowLike | None = None, *,
+                    bounds: Sequence[float] | None = None,
+                    mask: PathLike | np.ndarray | None = None, crs: int | str | None = None,
+                    transform: ArrayLike | None = None, blocksize: int = 256,
+                    compress: str | None = 'ZSTD', num_threads: int | None = None,
+                    block_rows: int | None = None,
+                    progress: Progress | None = None) -> SubsetResult:
     """
     Write the segments of a part of a label raster, numbered from 1 without gaps.
 

@@ -14,17 +14,19 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 import numpy as np
 
-from cocoseg.engine.executors import get_executor
+from cocoseg.engine.executors import Executor, get_executor
 from cocoseg.engine.timings import Timings, format_timings
 from cocoseg.errors import OptionError
 from cocoseg.io.cog import CogWriter
 from cocoseg.machine import count_cpus
+from cocoseg.protocols import PathLike, Progress
 from cocoseg.shepherd.assign import find_valid
 from cocoseg.shepherd.clusters import (as_centres, as_kmeans, fit_lazily,
                                        resolve_max_spectral_diff)
@@ -37,7 +39,7 @@ from cocoseg.shepherd.segment import segment_pixels
 from cocoseg.shepherd.tile_store import (
     TileCut, TileStore, check_sent, keep_labels, shares_memory)
 from cocoseg.shepherd.tiles import TilePlan
-from cocoseg.stitch.label import LabelStitcher
+from cocoseg.stitch.label import LabelStitcher, Seam
 
 logger = logging.getLogger(__name__)
 
@@ -73,23 +75,29 @@ class TiledShepherdResult:
     max_spectral_diff: float
     sample_percent: float | None
     has_empty_segments: bool
-    seams: list
+    seams: list[Seam]
     timings: Timings
 
     @property
-    def kmeans(self):
+    def kmeans(self) -> Any:
         """The clusters, to be used for other rasters; None if no pixel is valid."""
         return as_kmeans(self.clusters)
 
-    def format_timings(self):
+    def format_timings(self) -> str:
         """Return the timings as a table for people."""
         return format_timings(self.timings.summary(), 'Segmentation timings (s)')
 
 
-def segment_raster(src, dst, config=None, tile_size=4096, overlap=1024, executor='serial',
-                   kmeans=None, *, bands=None, nodata='file', recode='overlap', driver='COG',
-                   creation_options=(), table=None, colors=None, compress='ZSTD', blocksize=512,
-                   max_concurrent_reads=20, tile_timeout=None, num_threads=None, progress=None):
+def segment_raster(src: PathLike | np.ndarray, dst: PathLike, config: ShepherdConfig | None = None,
+                   tile_size: int | tuple[int, int] = 4096, overlap: int | tuple[int, int] = 1024,
+                   executor: str | Executor = 'serial', kmeans: Any = None, *,
+                   bands: Sequence[int] | None = None, nodata: float | str | None = 'file',
+                   recode: str = 'overlap', driver: str = 'COG',
+                   creation_options: Sequence[str] = (), table: PathLike | None = None,
+                   colors: int | None = None, compress: str = 'ZSTD', blocksize: int = 512,
+                   max_concurrent_reads: int = 20, tile_timeout: float | None = None,
+                   num_threads: int | None = None,
+                   progress: Progress | None = None) -> TiledShepherdResult:
     """
     Segment a raster of any size into a raster of segment ids.
 

@@ -24,13 +24,18 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cocoseg.errors import CoverageError, OptionError
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, WindowLike
 from cocoseg.grid.windows import WindowGrid
+
+if TYPE_CHECKING:
+    from cocoseg.stitch.forecast import PlanReport
 
 # Weight of a window where another one has fully taken over. It lets a pixel
 # keep its only prediction when that other window is missing or NaN. A power of
@@ -277,8 +282,8 @@ class BlendPlan:
         ((((0, 6), (4, 10)), ((0, 6),)), True)
     """
 
-    windows: WindowGrid | tuple
-    profile: object = 'linear'
+    windows: WindowGrid | tuple[Window, ...]
+    profile: str | Callable = 'linear'
     lattice: tuple | None = field(init=False, repr=False, default=None)
     is_unity: bool = field(init=False, repr=False, default=False)
     # Weights of each axis by interval, or of each window if there are no rows and columns.
@@ -286,6 +291,11 @@ class BlendPlan:
     _local: dict | None = field(init=False, repr=False, default=None)
     # What get_weights accepts; None is every combination of the intervals.
     _declared: frozenset | None = field(init=False, repr=False, default=None)
+
+    if TYPE_CHECKING:
+        # The fields say what is kept; this, what may be given.
+        def __init__(self, windows: WindowGrid | Iterable[WindowLike],
+                     profile: str | Callable = 'linear') -> None: ...
 
     def __post_init__(self):
         function = get_profile(self.profile)
@@ -328,7 +338,7 @@ class BlendPlan:
         object.__setattr__(self, 'is_unity', profile is not None or not any(
             before[1] > after[0] for chain in chains for before, after in zip(chain, chain[1:])))
 
-    def describe(self, **options):
+    def describe(self, **options: Any) -> PlanReport:
         """
         Forecast what stitching these windows holds in memory, before any data.
 
@@ -349,7 +359,7 @@ class BlendPlan:
         from cocoseg.stitch.forecast import describe_plan
         return describe_plan(self, **options)
 
-    def get_weights(self, window):
+    def get_weights(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """
         Return the weights of a declared window as (wy, wx).
 
@@ -390,7 +400,7 @@ def _edge_profile(size):
 
 
 @functools.lru_cache(maxsize=64)
-def edge_weights(shape):
+def edge_weights(shape: tuple[int, ...]) -> np.ndarray:
     """
     Compute weights that fall from the centre of a window to its edges.
 

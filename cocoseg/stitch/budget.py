@@ -6,9 +6,15 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Container, Hashable
 from numbers import Real
+from typing import TYPE_CHECKING
 
 from cocoseg.errors import OptionError
+from cocoseg.protocols import PathLike
+
+if TYPE_CHECKING:
+    from cocoseg.stitch.canvas import BlockCanvas
 
 
 class MemoryBudget:
@@ -42,13 +48,13 @@ class MemoryBudget:
         >>> assert (first.finalize() == 1).all() and (second.finalize() == 1).all()
     """
 
-    def __init__(self, nbytes, spill_dir=None):
+    def __init__(self, nbytes: int, spill_dir: PathLike | None = None) -> None:
         if (isinstance(nbytes, bool) or not isinstance(nbytes, Real)
                 or not 0 <= nbytes < math.inf):
             raise OptionError(f'memory_budget={nbytes!r} must be bytes, 0 or more, and finite')
-        self.nbytes = int(nbytes)
-        self.spill_dir = spill_dir
-        self.used = 0
+        self.nbytes: int = int(nbytes)
+        self.spill_dir: PathLike | None = spill_dir
+        self.used: int = 0
         self._lock = threading.Lock()
         # (canvas, block index) in RAM, least recently touched first.
         self._entries = OrderedDict()
@@ -57,7 +63,8 @@ class MemoryBudget:
         return f'<MemoryBudget({self.used} of {self.nbytes} bytes)>'
 
     @classmethod
-    def coerce(cls, data, spill_dir=None):
+    def coerce(cls, data: int | MemoryBudget | None,
+               spill_dir: PathLike | None = None) -> MemoryBudget | None:
         """Return a budget itself, a new one of that many bytes, or None of None."""
         if data is None or isinstance(data, cls):
             if spill_dir is not None:
@@ -66,24 +73,24 @@ class MemoryBudget:
             return data
         return cls(data, spill_dir)
 
-    def charge(self, nbytes):
+    def charge(self, nbytes: int) -> None:
         """Count bytes that come or, if negative, go."""
         with self._lock:
             self.used += nbytes
 
-    def touch(self, canvas, index):
+    def touch(self, canvas: BlockCanvas, index: Hashable) -> None:
         """Note that a block is in RAM and was used just now."""
         with self._lock:
             key = (canvas, index)
             self._entries[key] = None
             self._entries.move_to_end(key)
 
-    def forget(self, canvas, index):
+    def forget(self, canvas: BlockCanvas, index: Hashable) -> None:
         """Note that a block is no longer to be spilled."""
         with self._lock:
             self._entries.pop((canvas, index), None)
 
-    def keep(self, canvas, used=()):
+    def keep(self, canvas: BlockCanvas, used: Container = ()) -> None:
         """
         Spill until the bound is kept, or nothing can be spilled.
 

@@ -84,22 +84,22 @@ class Coverage:
         self.low_water = max(self.low_water, row)
 
     @property
-    def is_declared(self):
+    def is_declared(self) -> bool:
         """True if the windows to come are known."""
         return self._expected is not None
 
     @property
-    def is_complete(self):
+    def is_complete(self) -> bool:
         """True if every declared window came; False if none were declared."""
         return self._expected is not None and self._expected.n_left == 0
 
     @property
-    def pending(self):
+    def pending(self) -> list[Window]:
         """Declared windows (clipped) that did not come yet, in row-major order."""
         return [] if self._expected is None else self._expected.pending
 
     @property
-    def received(self):
+    def received(self) -> set[Window]:
         """The parts of the image that windows covered, a new set of Windows."""
         return set(self._received) if self._expected is None else self._expected.received
 
@@ -193,28 +193,28 @@ class Covered:
     """
 
     @property
-    def n_windows(self):
+    def n_windows(self) -> int:
         """Number of windows received."""
         return self._coverage.n_received
 
     @property
-    def received(self):
+    def received(self) -> set[Window]:
         """The parts of the image that windows covered, a new set of Windows."""
         with self._lock:
             return set(self._coverage.received)
 
     @property
-    def is_declared(self):
+    def is_declared(self) -> bool:
         """True if the windows to come are known."""
         return self._coverage.is_declared
 
     @property
-    def is_complete(self):
+    def is_complete(self) -> bool:
         """True if windows were declared and all of them came."""
         return self._coverage.is_complete
 
     @property
-    def pending(self):
+    def pending(self) -> list[Window]:
         """Declared windows (clipped to the image) that did not come yet."""
         with self._lock:
             return self._coverage.pending

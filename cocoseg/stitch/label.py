@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cocoseg.errors import (CoverageError, ImageClosedError, LabelOverflowError,
                             NothingAccumulatedError, OptionError)
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, WindowLike
+from cocoseg.grid.windows import WindowGrid
 from cocoseg.labels.components import check_connectivity
 from cocoseg.labels.relabel import MAX_ID, apply_lut, as_labels
 from cocoseg.labels.seams import list_contacts, match_labels, unique_pairs
+from cocoseg.protocols import BlockSink, PathLike
 from cocoseg.stitch.arena import FileArena
 from cocoseg.stitch.coverage import Coverage, Covered
 from cocoseg.stitch.intake import check_shape
 from cocoseg.stitch.label_groups import PieceTable, group_pieces
-from cocoseg.stitch.label_tiles import TileLayout, check_tile_shape, cut_tile
+from cocoseg.stitch.label_tiles import LabelTile, TileLayout, check_tile_shape, cut_tile
 
 MATCHES = ('overlap', 'none')
 # A canvas of at most so many bytes stays in RAM; below that, a file costs more than it saves.
@@ -50,7 +55,7 @@ class Seam:
     n_labeled: int
 
     @property
-    def agreement(self):
+    def agreement(self) -> float:
         """Share of the labeled px that linked labels share, 0..1; 1 if nothing is labeled."""
         return self.n_common / self.n_labeled if self.n_labeled else 1.0
 
@@ -106,9 +111,12 @@ class LabelStitcher(Covered):
         [1.0]
     """
 
-    def __init__(self, shape, windows=None, *, sink=None, connectivity=None, match='overlap',
-                 min_size=0, max_difference=math.inf, spill_dir=None):
-        self.shape, _ = check_shape(tuple(shape)[:2])
+    def __init__(self, shape: tuple[int, ...],
+                 windows: WindowGrid | Iterable[WindowLike] | None = None, *,
+                 sink: BlockSink | None = None, connectivity: int | None = None,
+                 match: str = 'overlap', min_size: int = 0, max_difference: float = math.inf,
+                 spill_dir: PathLike | None = None) -> None:
+        self.shape: tuple[int, int] = check_shape(tuple(shape)[:2])[0]
         if connectivity is not None:
             check_connectivity(connectivity)
         if match not in MATCHES:
@@ -140,13 +148,13 @@ class LabelStitcher(Covered):
     # ---- what callers read -------------------------------------------------
 
     @property
-    def seams(self):
+    def seams(self) -> list[Seam]:
         """How well neighboring tiles agree, a sorted list of :class:`Seam`."""
         with self._lock:
             return sorted(self._seams)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of RAM that the canvas, held tiles and strips take."""
         with self._lock:
             arrays = [array for parts in (self._strips.values(), self._held.values())
@@ -156,17 +164,17 @@ class LabelStitcher(Covered):
             return sum(array.nbytes for array in arrays) + (canvas.nbytes if in_ram else 0)
 
     @property
-    def n_labels(self):
+    def n_labels(self) -> int:
         """Number of ids in the finished image."""
         return len(self._get_groups().sizes) - 1
 
     @property
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         """Pixels of each id of the finished image, int64 (n_labels + 1,), entry 0 is 0."""
         return self._get_groups().sizes.copy()
 
     @property
-    def n_merged(self):
+    def n_merged(self) -> int:
         """Labels below ``min_size`` that joined a neighbor."""
         return self._get_groups().n_merged
 
@@ -177,7 +185,8 @@ class LabelStitcher(Covered):
 
     # ---- tiles come --------------------------------------------------------
 
-    def add(self, window, labels, values=None):
+    def add(self, window: WindowLike | None, labels: ArrayLike,
+            values: np.ndarray | None = None) -> int:
         """
         Add one tile.
 
@@ -224,7 +233,8 @@ class LabelStitcher(Covered):
             self._held[window] = (labels, values)
         return int(np.count_nonzero(labels[inside.within(window).slices]))
 
-    def cut(self, window, labels, values=None):
+    def cut(self, window: WindowLike | None, labels: ArrayLike,
+            values: np.ndarray | None = None) -> LabelTile:
         """
         Prepare a declared tile, for :meth:`insert`: the larger part of the work.
 
@@ -246,7 +256,7 @@ class LabelStitcher(Covered):
         return cut_tile(self._layout, window, labels, values,
                         connectivity=self._connectivity, min_size=self._min_size)
 
-    def insert(self, tile):
+    def insert(self, tile: LabelTile) -> int:
         """
         Put a tile of :meth:`cut` beside the others.
 
@@ -331,7 +341,7 @@ class LabelStitcher(Covered):
 
     # ---- the end -----------------------------------------------------------
 
-    def finalize(self):
+    def finalize(self) -> np.ndarray | Any:
         """
         End the image.
 
@@ -363,7 +373,7 @@ class LabelStitcher(Covered):
         self.close()
         return canvas if self._sink is None else None
 
-    def seal(self):
+    def seal(self) -> None:
         """Refuse tiles from now on. May be called again."""
         with self._lock:
             self._is_closed = True
@@ -420,7 +430,7 @@ class LabelStitcher(Covered):
             found.append(pairs[tiles[:, 0] != tiles[:, 1]])
         return unique_pairs(np.concatenate(found))
 
-    def close(self):
+    def close(self) -> None:
         """Free the memory and the file, finished or not. May be called twice."""
         with self._lock:
             self._is_closed = True

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class LayerFormat:
     codec: Quantization | None = None
 
     @property
-    def quantization(self):
+    def quantization(self) -> dict | None:
         """The kwcoco ``quantization`` entry, a new dict, or None."""
         return None if self.codec is None else self.codec.as_dict()
 
@@ -64,9 +64,14 @@ class Layer(Protocol):
     Thread-safety: all methods may be called from many threads.
     """
 
-    name: str
-    needs_deviations: bool
-    overviews: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_deviations(self) -> bool: ...
+
+    @property
+    def overviews(self) -> str: ...
 
     def describe(self, n_bands: int, codec: Quantization | None = None) -> LayerFormat:
         """
@@ -112,7 +117,7 @@ class ClassMap:
     needs_deviations: ClassVar[bool] = False
     overviews: ClassVar[str] = 'nearest'
 
-    def describe(self, n_bands, codec=None):
+    def describe(self, n_bands: int, codec: Quantization | None = None) -> LayerFormat:
         """
         Return the format for a mean of ``n_bands`` bands.
 
@@ -133,7 +138,9 @@ class ClassMap:
                 return LayerFormat(dtype, 1, nodata)
         raise OptionError(f'a class map of {n_bands} bands does not fit uint16; at most 65535')
 
-    def compute(self, mean, weights=None, deviations=None, codec=None):
+    def compute(self, mean: np.ndarray, weights: np.ndarray | None = None,
+                deviations: np.ndarray | None = None,
+                codec: Quantization | None = None) -> np.ndarray:
         """
         Return the class of each pixel; see :meth:`Layer.compute`.
 
@@ -183,6 +190,10 @@ class ThresholdMask:
     needs_deviations: ClassVar[bool] = False
     overviews: ClassVar[str] = 'nearest'
 
+    if TYPE_CHECKING:
+        # The field says what is kept; this, what may be given.
+        def __init__(self, threshold: float | Sequence[float] = 0.5) -> None: ...
+
     def __post_init__(self):
         try:
             values = tuple(self.threshold)
@@ -194,7 +205,7 @@ class ThresholdMask:
         object.__setattr__(self, 'threshold',
                            tuple(_as_finite('threshold', value) for value in values))
 
-    def describe(self, n_bands, codec=None):
+    def describe(self, n_bands: int, codec: Quantization | None = None) -> LayerFormat:
         """
         Return the format for a mean of ``n_bands`` bands.
 
@@ -210,7 +221,9 @@ class ThresholdMask:
                               f'the mean has {n_bands} bands; give one number, or one per band')
         return LayerFormat('uint8', n_bands, 255)
 
-    def compute(self, mean, weights=None, deviations=None, codec=None):
+    def compute(self, mean: np.ndarray, weights: np.ndarray | None = None,
+                deviations: np.ndarray | None = None,
+                codec: Quantization | None = None) -> np.ndarray:
         """
         Return the mask of each band; see :meth:`Layer.compute`.
 
@@ -286,7 +299,7 @@ class Disagreement:
             raise OptionError(f'max_value={value} of a disagreement must be above 0')
         object.__setattr__(self, 'max_value', value)
 
-    def describe(self, n_bands, codec=None):
+    def describe(self, n_bands: int, codec: Quantization | None = None) -> LayerFormat:
         """
         Return the format for a mean of ``n_bands`` bands.
 
@@ -310,7 +323,9 @@ class Disagreement:
         ours = Quantization(0.0, limit, 'int16' if codec is None else codec.dtype)
         return LayerFormat(ours.dtype, n_bands, ours.nodata, ours)
 
-    def compute(self, mean, weights=None, deviations=None, codec=None):
+    def compute(self, mean: np.ndarray, weights: np.ndarray | None = None,
+                deviations: np.ndarray | None = None,
+                codec: Quantization | None = None) -> np.ndarray:
         """
         Return the standard deviation of each sample; see :meth:`Layer.compute`.
 

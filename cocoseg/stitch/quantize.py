@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cocoseg.errors import OptionError
 
@@ -96,27 +98,27 @@ class Quantization:
             raise OptionError(f'the value range {low} … {high} is wider than float64 can hold')
 
     @property
-    def quant_min(self):
+    def quant_min(self) -> int:
         """Lowest code."""
         return _code_range(self.dtype)[0]
 
     @property
-    def quant_max(self):
+    def quant_max(self) -> int:
         """Highest code."""
         return _code_range(self.dtype)[1]
 
     @property
-    def nodata(self):
+    def nodata(self) -> int:
         """Code of invalid values."""
         return _code_range(self.dtype)[2]
 
     @property
-    def step(self):
+    def step(self) -> float:
         """Difference in value between neighbouring codes; 0 for a constant."""
         return (float(self.orig_max) - float(self.orig_min)) / (self.quant_max - self.quant_min)
 
     @property
-    def factor(self):
+    def factor(self) -> float:
         """Codes per unit of value; 0 for a constant."""
         extent = float(self.orig_max) - float(self.orig_min)
         factor = (self.quant_max - self.quant_min) / extent if extent else 0.0
@@ -124,19 +126,19 @@ class Quantization:
         return factor if math.isfinite(factor) else 0.0
 
     @property
-    def kernel_args(self):
+    def kernel_args(self) -> tuple:
         """(low, high, factor, quant_min, nodata), as the kernels take them."""
         return (float(self.orig_min), float(self.orig_max), self.factor,
                 self.quant_min, self.nodata)
 
     @property
-    def scale_offset(self):
+    def scale_offset(self) -> tuple[float, float]:
         """(scale, offset) with value = code * scale + offset, as GDAL stores them."""
         # Constant data has the lowest code only, and GDAL readers reject scale 0.
         step = self.step or 1.0
         return step, float(self.orig_min) - self.quant_min * step
 
-    def encode(self, values):
+    def encode(self, values: np.ndarray) -> tuple[np.ndarray, int]:
         """
         Quantize an array.
 
@@ -153,7 +155,7 @@ class Quantization:
         n_clipped = kernels._kernel_encode(_as_flat(values), *self.kernel_args, out.reshape(-1))
         return out, int(n_clipped)
 
-    def decode(self, codes):
+    def decode(self, codes: np.ndarray) -> np.ndarray:
         """
         Return the float values of integer codes, NaN for nodata.
 
@@ -168,7 +170,7 @@ class Quantization:
         values = values.astype(self.orig_dtype)
         return np.where(codes == self.nodata, np.array(np.nan, values.dtype), values)
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """Return the kwcoco ``quantization`` entry that delayed_image reads."""
         return {'orig_dtype': self.orig_dtype,
                 'orig_min': self.orig_min, 'orig_max': self.orig_max,
@@ -195,7 +197,19 @@ def compute_range(values):
     return (float(low), float(high)) if count else (0.0, 1.0)
 
 
-def quantize_image(imdata, old_min=None, old_max=None, quantize_dtype=np.int16):
+@overload
+def quantize_image(imdata: None, old_min: float, old_max: float,
+                   quantize_dtype: DTypeLike = np.int16) -> dict: ...
+
+
+@overload
+def quantize_image(imdata: np.ndarray, old_min: float | None = None, old_max: float | None = None,
+                   quantize_dtype: DTypeLike = np.int16) -> tuple[np.ndarray, dict]: ...
+
+
+def quantize_image(imdata: np.ndarray | None, old_min: float | None = None,
+                   old_max: float | None = None,
+                   quantize_dtype: DTypeLike = np.int16) -> tuple[np.ndarray, dict] | dict:
     """
     Quantize a float image so that it can be inverted approximately.
 

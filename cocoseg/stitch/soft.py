@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from cocoseg.errors import (BandCountError, ImageClosedError, NothingAccumulatedError,
                             OptionError, WindowShapeError)
 from cocoseg.grid.blocks import BlockGrid
-from cocoseg.grid.window import Window
+from cocoseg.grid.window import Window, WindowLike
+from cocoseg.grid.windows import WindowGrid
+from cocoseg.protocols import BlockSink, PathLike
 from cocoseg.stitch.blend import BlendPlan, get_profile
+from cocoseg.stitch.budget import MemoryBudget
 from cocoseg.stitch.carry import MAX_BATCH, CarryCanvas
 from cocoseg.stitch.coverage import Coverage, Covered
 from cocoseg.stitch.engines import EngineOptions, add_items, make_canvas, make_carry
 from cocoseg.stitch.intake import (as_numpy, as_planes, check_data, check_shape, check_weights,
                                    choose_area, crop_item, unit_weights)
-from cocoseg.stitch.layers import match_sinks
+from cocoseg.stitch.layers import Layer, match_sinks
 from cocoseg.stitch.outlet import Outlet
 from cocoseg.stitch.products import Products, iter_strips
 from cocoseg.stitch.quantize import Quantization
@@ -99,11 +105,15 @@ class SoftStitcher(Covered):
         >>> assert np.allclose(stitcher.finalize(), image, atol=1e-6)
     """
 
-    def __init__(self, shape, windows=None, *, sink=None, expected_minmax=None,
-                 quantize_dtype=np.int16, blocksize=256, profile='linear',
-                 dtype='float32', memmap=None, device='numpy', memory_budget=None,
-                 spill_dir=None, nan_policy='pixel', area=None, layers=None,
-                 channels_first=False, engine='auto', num_threads=1):
+    def __init__(
+            self, shape: tuple[int, ...], windows: WindowGrid | Iterable[WindowLike] | None = None,
+            *, sink: BlockSink | None = None, expected_minmax: tuple[float, float] | None = None,
+            quantize_dtype: DTypeLike = np.int16, blocksize: int = 256,
+            profile: str | Callable = 'linear', dtype: str = 'float32',
+            memmap: None | bool | PathLike = None, device: Any = 'numpy',
+            memory_budget: int | MemoryBudget | None = None, spill_dir: PathLike | None = None,
+            nan_policy: str = 'pixel', area: Any = None, layers: Mapping | Sequence | None = None,
+            channels_first: bool = False, engine: str = 'auto', num_threads: int = 1) -> None:
         self._dims, self._n_bands = check_shape(shape)
         self._options = EngineOptions(engine, dtype, memmap, device, memory_budget, spill_dir,
                                       nan_policy, num_threads)
@@ -133,29 +143,29 @@ class SoftStitcher(Covered):
         return '<SoftStitcher(h={}, w={}, c={}, {})>'.format(*self.shape, state)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int | None]:
         """(H, W, C) of the result; C is None until it is known."""
         return (*self._dims, self._n_bands)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes that sums and begun blocks hold now."""
         return 0 if self._canvas is None else self._canvas.nbytes
 
     @property
-    def peak_nbytes(self):
+    def peak_nbytes(self) -> int:
         """The most bytes that sums and begun blocks held."""
         return 0 if self._canvas is None else self._canvas.peak_nbytes
 
     @property
-    def engine(self):
+    def engine(self) -> str | None:
         """'carry', 'general', or None before the first window."""
         if self._canvas is None:
             return None
         return 'carry' if isinstance(self._canvas, CarryCanvas) else 'general'
 
     @property
-    def weights(self):
+    def weights(self) -> np.ndarray:
         """Sum of weights per pixel, (H, W), zeros before the first window; a copy."""
         if self._canvas is None:
             return np.zeros(self._dims, self._options.dtype)
@@ -163,11 +173,12 @@ class SoftStitcher(Covered):
             return self._get_canvas().weights
 
     @property
-    def n_clipped(self):
+    def n_clipped(self) -> int:
         """Values outside ``expected_minmax`` in the blocks that were sent."""
         return 0 if self._outlet is None else self._outlet.n_clipped
 
-    def add(self, window, data, weights=None):
+    def add(self, window: WindowLike | None, data: ArrayLike,
+            weights: ArrayLike | None = None) -> int:
         """
         Add the prediction of one window.
 
@@ -196,7 +207,8 @@ class SoftStitcher(Covered):
         self._check_open(window)
         return self._add(list(filter(None, [self._prepare(window, data, weights)])))
 
-    def add_batch(self, windows, data, weights=None):
+    def add_batch(self, windows: Sequence[WindowLike], data: Sequence | np.ndarray,
+                  weights: Sequence | None = None) -> int:
         """
         Add the predictions of several windows, which costs less than one by one.
 
@@ -271,7 +283,7 @@ class SoftStitcher(Covered):
                     # Nobody finalized yet, but nothing needs the memory any more.
                     self._canvas.close()
 
-    def clip(self, window):
+    def clip(self, window: WindowLike | None) -> Window:
         """Return the part of a window inside the image; CoverageError if there is none."""
         return self._coverage.clip(window)
 
@@ -340,7 +352,7 @@ class SoftStitcher(Covered):
         carry.close()
         return self._canvas
 
-    def advance(self, row):
+    def advance(self, row: int) -> None:
         """
         Say that undeclared windows stay below ``row``, and send what is final.
 
@@ -362,7 +374,7 @@ class SoftStitcher(Covered):
 
     # ---- finished data -----------------------------------------------------
 
-    def seal(self):
+    def seal(self) -> None:
         """
         Refuse data from now on. May be called again.
 
@@ -393,7 +405,7 @@ class SoftStitcher(Covered):
         self._final.discard(index)
         return values
 
-    def read(self, window):
+    def read(self, window: Window) -> np.ndarray:
         """
         Return the blended values of a window inside the image.
 
@@ -403,7 +415,8 @@ class SoftStitcher(Covered):
         """
         return self._read_values(window).compute_mean()
 
-    def read_layers(self, window, layers=None):
+    def read_layers(self, window: Window,
+                    layers: Iterable[Layer] | None = None) -> dict[Layer, np.ndarray]:
         """
         Return extra layers of a window inside the image, None is all of them.
 
@@ -417,7 +430,8 @@ class SoftStitcher(Covered):
         self._products.crop(values, window)
         return values
 
-    def encode(self, codec, window, out=None):
+    def encode(self, codec: Quantization, window: Window,
+               out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
         """
         Return the quantized values of a window inside the image.
 
@@ -431,7 +445,7 @@ class SoftStitcher(Covered):
         """
         return self._read_values(window).encode(codec, out)
 
-    def finalize(self):
+    def finalize(self) -> np.ndarray | Any:
         """
         End the image.
 
@@ -465,7 +479,7 @@ class SoftStitcher(Covered):
         self.close()
         return out
 
-    def close(self):
+    def close(self) -> None:
         """Free the memory and the files, finished or not. May be called twice."""
         with self._lock:
             self._sealed = self._closed = True

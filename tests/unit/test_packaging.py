@@ -52,7 +52,7 @@ def test_metadata_installs_every_module_and_the_demo_data(metadata, repo_root):
     names = {'.'.join(folder.relative_to(repo_root).parts) for folder in folders}
     assert names == set(metadata['packages'])
     assert metadata['package_data'] == {
-        'cocoseg': ['coco/demodata/*', 'coco/templates/*']}
+        'cocoseg': ['py.typed', '__init__.pyi', 'coco/demodata/*', 'coco/templates/*']}
 
 
 def test_metadata_has_every_extra(metadata):
