@@ -184,8 +184,8 @@ def preview_masks(src, dst, channels, mask_channel, *, logic, nodata, space, ove
     predictor = masks.ValidPredictor.make(logic, nodata, len(list_channels(channels)))
     preview_prediction(
         src, dst, predictor, 1024, 0, channels=channels, out_channels=masks.SHARE_CHANNEL,
-        space=space, short_code='mask', layers={masks.ValidLayer(): mask_channel}, write_probs=False,
-        write_prediction_attrs=False, expected_minmax=(0, 1), resume=resume,
+        space=space, short_code='mask', layers={masks.ValidLayer(): mask_channel},
+        write_probs=False, write_prediction_attrs=False, expected_minmax=(0, 1), resume=resume,
         on_collision='replace' if overwrite else 'raise')
 
 

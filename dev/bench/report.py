@@ -207,7 +207,8 @@ def render_workers(result):
 def render_engines(result):
     """Return the table of what a task costs, and of the memory that many tasks take."""
     costs, found = result['engines']['microseconds'], result['engines_memory']['found']
-    return render_rows(['executor', 'µs per empty task', 'tasks', 'added memory of the driver, MB'], [
+    columns = ['executor', 'µs per empty task', 'tasks', 'added memory of the driver, MB']
+    return render_rows(columns, [
         (name, f'{cost:.0f}', f'{found[name]["n_tasks"]}' if name in found else '-',
          f'{found[name]["added_mb"]:.1f}' if name in found else '-')
         for name, cost in costs.items()], 'By ``dev/bench/races_engines.py``')
