@@ -276,11 +276,11 @@ class Delegate:
 
     def close(self):
         """Remove what was written of images that nobody took, as the run has failed."""
+        from cocoseg.io.commit import abandon_temporary
         while self._names:
             _, names = self._names.popitem()
             for temp in names:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temp)
+                abandon_temporary(temp)
 
     @contextlib.contextmanager
     def open_folder(self):

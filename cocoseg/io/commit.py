@@ -32,6 +32,8 @@ _TEMPORARY = re.compile(
     r'^\..+\.(?P<pid>[0-9]+)\.(?P<place>[0-9a-f]{8})[0-9a-f]{8}\.tmp'
     r'(?:' + '|'.join(re.escape(suffix) for suffix in _SIDECARS) + r')?$')
 _ONE_WEEK = 7 * 24 * 3600
+# Temporaries of ours that we do not want any more, and others may still write.
+_abandoned: set[str] = set()
 
 
 @functools.lru_cache(maxsize=None)
@@ -205,6 +207,30 @@ def make_temporary_name(fpath):
         True
     """
     return str(_temporary_path(Path(os.path.abspath(fpath))))
+
+
+def abandon_temporary(temp):
+    """
+    Remove a temporary that another process may write, now or later.
+
+    What it leaves after that, :func:`sweep_temporaries` removes, also of this
+    process.
+
+    Args:
+        temp (str): of :func:`make_temporary_name`.
+
+    Example:
+        >>> from cocoseg.io.commit import abandon_temporary, make_temporary_name, sweep_temporaries
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     temp = make_temporary_name(os.path.join(folder, 'a.txt'))
+        ...     abandon_temporary(temp)
+        ...     n_written = Path(temp).write_text('late')
+        ...     sweep_temporaries(folder) == [temp]
+        True
+    """
+    _abandoned.add(temp)
+    _unlink_quietly(temp)
 
 
 def place_file(temp, fpath):
@@ -387,11 +413,13 @@ def list_orphans(folder, foreign_age_s=_ONE_WEEK):
         []
     """
     try:
+        folder = os.path.abspath(folder)
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
     matches = [(os.path.join(folder, name), _TEMPORARY.match(name)) for name in names]
-    return [path for path, match in matches if match and _is_orphan(path, match, foreign_age_s)]
+    return [path for path, match in matches
+            if match and (path in _abandoned or _is_orphan(path, match, foreign_age_s))]
 
 
 def sweep_temporaries(folder, *, foreign_age_s=_ONE_WEEK):
