@@ -17,6 +17,9 @@ def fix_slice(sl: Any) -> Any:
     """
     Return a slice, or a tuple of slices, with Python ints.
 
+    Args:
+        sl (slice | Sequence[slice]): with any whole numbers, or None.
+
     Raises:
         CoverageError: if an edge is no whole number of pixels.
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from cocoseg.errors import OptionError
 from cocoseg.machine import count_cpus
 
-#: Empty tasks per second that one process can hand out, measured on a machine of two cores.
-DISPATCH_RATES = {'serial': math.inf, 'threads': 50_000.0, 'processes': 5_000.0, 'dask': 378.0}
+#: Empty tasks per second that one process can hand out, on a machine of two cores; measured by
+#: dev/bench/races_engines.py (27, 265 and 4058 µs each).
+DISPATCH_RATES = {'serial': math.inf, 'threads': 37_000.0, 'processes': 3_800.0, 'dask': 246.0}
 #: Bytes of raw pixels per second that one process packs into a file, measured likewise.
 WRITE_RATE = 100e6
 #: Seconds below which a task is too short to be worth handing out.

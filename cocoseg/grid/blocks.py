@@ -28,6 +28,12 @@ class Block:
         core (Window | Box): the pixels that only this block may write; a Window
             in two axes.
         read (Window | Box): the core with its halo, clipped to the image.
+
+    Example:
+        >>> from cocoseg import BlockGrid
+        >>> first, second = BlockGrid((4, 6), (4, 3), halo=1)
+        >>> second.index, second.core, second.read
+        ((0, 1), Window(y=0:4, x=3:6), Window(y=0:4, x=2:6))
     """
 
     index: tuple[int, ...]
@@ -38,7 +44,9 @@ class Block:
 @dataclass(frozen=True)
 class BlockGrid:
     """
-    A partition of an image or a volume into blocks, smaller at the far edges.
+    A partition of an image or a volume into blocks.
+
+    They are smaller at the far edges.
 
     Iterating gives :class:`Block` in row-major order. As many axes are divided
     as ``block`` has entries; an int means two, an image.

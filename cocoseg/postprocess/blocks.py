@@ -31,6 +31,12 @@ class BlockMapResult:
         n_resumed (int): those that an earlier run had done.
         n_retries (int): how often blocks were tried again.
         timings (Timings): seconds of the stages.
+
+    Example:
+        >>> from cocoseg import map_blocks
+        >>> result = map_blocks(lambda pixels: pixels + 1, np.zeros((5, 7)), block_shape=4)
+        >>> result.n_blocks, result.n_retries, result.output.sum().item()
+        (4, 0, 35.0)
     """
 
     output: Any

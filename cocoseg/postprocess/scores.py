@@ -119,6 +119,12 @@ class LabelScores:
             share that one label has; low where objects are split.
         rand_error (float): adapted Rand error: 1 minus the harmonic mean of
             the two.
+
+    Example:
+        >>> from cocoseg import score_labels
+        >>> scores = score_labels(np.array([[1, 1, 2, 2]]), np.array([[7, 7, 7, 7]]))
+        >>> scores.n_matched, scores.vi_split, scores.vi_merge
+        (1, 0.0, 1.0)
     """
 
     n_truth: int
@@ -273,9 +279,9 @@ def score_overlaps(table, *, matching_iou=0.5, ignore_background=True):
 
 def agree_objects(labels: ArrayLike, reference: ArrayLike) -> float:
     """
-    Return the share of the objects of a reference that labels have pixel by pixel.
+    Return the share of objects of a reference that labels have, too.
 
-    Their ids may differ.
+    Pixel by pixel; their ids may differ.
 
     Args:
         labels, reference (array_like): as for :func:`count_overlaps`.

@@ -59,6 +59,16 @@ class SearchResult:
 
     Attributes:
         rows (tuple[SearchRow, ...]): in the order of the parameters.
+
+    Example:
+        >>> import numpy as np
+        >>> from cocoseg import search_parameters
+        >>> truth = np.array([[1, 1, 0, 2, 2]])
+        >>> def keep(parameters):
+        ...     return np.where(truth > parameters['least'], truth, 0)
+        >>> found = search_parameters(keep, [{'least': least} for least in (0, 1)], truth)
+        >>> found.best('f1').parameters
+        {'least': 0}
     """
 
     rows: tuple[SearchRow, ...]

@@ -68,6 +68,13 @@ class ShepherdResult:
         n_small_eliminated (int): small segments that were merged.
         timings (Timings): seconds by name: ``spectralclusters``, ``assign``,
             ``clump``, ``singles``, ``small``, and ``walltime`` for all.
+
+    Example:
+        >>> from cocoseg import ShepherdConfig, shepherd_segment
+        >>> image = np.kron(np.array([[10, 90], [50, 30]]), np.ones((8, 8)))[..., None]
+        >>> result = shepherd_segment(image, ShepherdConfig(n_clusters=4, min_segment_size=5))
+        >>> result.n_segments, result.labels[0, ::8].tolist()
+        (4, [1, 2])
     """
 
     labels: np.ndarray

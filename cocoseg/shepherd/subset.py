@@ -33,6 +33,15 @@ class SubsetResult:
         window (Window): where it is in the source, px.
         table (SegmentTable): by new id, 'original_id' and 'area' (px).
         report (CogReport): what the file holds, as verified.
+
+    Example:
+        >>> import tempfile
+        >>> from cocoseg import subset_segments
+        >>> labels = np.array([[4, 4, 9], [0, 9, 9]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = subset_segments(labels, os.path.join(folder, 'part.tif'))
+        >>> dict(result.table.columns)['original_id'].tolist(), result.window
+        ([4, 9], Window(y=0:2, x=0:3))
     """
 
     path: str
@@ -54,11 +63,11 @@ def subset_segments(src: PathLike | np.ndarray, dst: PathLike, window: WindowLik
                     block_rows: int | None = None,
                     progress: Progress | None = None) -> SubsetResult:
     """
-    Write the segments of a part of a label raster, numbered from 1 without gaps.
+    Write the segments of a part of a label raster, with new ids.
 
-    New ids are given in the order in which segments first occur, row by row.
-    Segments at the edge of the part are cut there. Without a window, bounds and
-    mask all segments are numbered anew, whatever their ids were.
+    Ids are from 1 on without gaps, in the order in which segments first occur,
+    row by row. Segments at the edge of the part are cut there. Without a window,
+    bounds and mask all segments are numbered anew, whatever their ids were.
 
     Args:
         src (str | PathLike | ndarray): a path that GDAL opens, or (H, W) whole

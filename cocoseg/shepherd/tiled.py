@@ -65,6 +65,16 @@ class TiledShepherdResult:
         has_empty_segments (bool): ids without a pixel; only with ``compat``.
         seams (list[Seam]): how well neighboring tiles agree; empty with ``compat``.
         timings (Timings): seconds by stage.
+
+    Example:
+        >>> import tempfile
+        >>> from cocoseg import ShepherdConfig, segment_raster
+        >>> image = np.kron(np.array([[10, 90], [50, 30]]), np.ones((40, 40)))[..., None]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = segment_raster(image, f'{folder}/ids.tif', ShepherdConfig(n_clusters=4),
+        ...                             tile_size=64, overlap=16)
+        >>> result.n_segments, result.sizes.tolist(), result.grid_shape
+        (4, [0, 1600, 1600, 1600, 1600], (2, 2))
     """
 
     path: str

@@ -46,6 +46,12 @@ class Seam:
         n_links (int): pairs of labels that are one object.
         n_common (int): px that both tiles give to such a pair.
         n_labeled (int): px that either tile gives to any label.
+
+    Example:
+        >>> from cocoseg import Seam
+        >>> seam = Seam(Window(0, 0, 4, 4), Window(0, 2, 4, 6), 2, n_common=6, n_labeled=8)
+        >>> seam.agreement
+        0.75
     """
 
     first: Window

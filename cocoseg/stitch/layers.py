@@ -163,7 +163,7 @@ class ClassMap:
 @dataclass(frozen=True)
 class ThresholdMask:
     """
-    1 where the mean is above a threshold, else 0, band by band.
+    Tell where the mean is above a threshold, 1 or 0, band by band.
 
     A value equal to the threshold is 0. The threshold is rounded to the dtype
     of the mean, so the result is that of numpy's ``mean > threshold``. Samples
