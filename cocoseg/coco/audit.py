@@ -8,14 +8,12 @@ Nothing is changed, and no manager is needed.
 """
 from __future__ import annotations
 
-import glob
-import json
 import os
 import time
 from dataclasses import dataclass
 
-from cocoseg.coco.journal import compute_checksum
-from cocoseg.coco.manifest import list_channels, list_files
+from cocoseg.coco.journal import compute_checksum, list_journals, read_journaled
+from cocoseg.coco.manifest import list_channels
 from cocoseg.errors import CocosegError, CogError, ManifestError, MissingDependencyError
 from cocoseg.io.verify import verify_cog
 
@@ -116,9 +114,8 @@ def audit_manifest(fpath, *, full=False, all_assets=False, on_check=None):
     fpath = os.path.abspath(os.fspath(fpath))
     assets = _list_assets(fpath)
     folders = list(dict.fromkeys(os.path.dirname(path) for path, _, _ in assets))
-    journals = {name: _read_journal(name) for folder in folders
-                for name in sorted(glob.glob(os.path.join(glob.escape(folder),
-                                                          '.cocoseg-*.jsonl')))}
+    journals = {name: read_journaled(name) for folder in folders
+                for name in list_journals(folder)}
     records = {path: record for journal in journals.values() for path, record in journal.items()}
     # Loads what reads channels, which is not the time of the first check.
     list_channels('loaded')
@@ -189,26 +186,6 @@ def _iter_assets(fpath, images):
 
 def _is_remote(name):
     return '://' in name or name.startswith('/vsi')
-
-
-def _read_journal(fpath):
-    """
-    Return {path: what it says of the file} of a journal of any run.
-
-    Lines that were cut short, or are of another kind, are left out. All files
-    of a journal are in its folder, wherever the bundle is now.
-    """
-    folder, records = os.path.dirname(fpath), {}
-    with open(fpath, encoding='utf8', errors='replace') as file:
-        for line in file:
-            try:
-                for found in list_files(json.loads(line)['record']):
-                    name = os.path.basename(found['asset']['file_name'])
-                    records[os.path.join(folder, name)] = {
-                        'nbytes': int(found['nbytes']), 'checksum': str(found['checksum'])}
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-    return records
 
 
 # ---- one asset -------------------------------------------------------------

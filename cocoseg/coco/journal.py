@@ -9,18 +9,22 @@ at a time writes a journal, see :mod:`cocoseg.coco.checkpoint`.
 from __future__ import annotations
 
 import gc
+import glob
 import json
 import logging
 import os
 import zlib
 
 from cocoseg.coco.checkpoint import share_file
+from cocoseg.coco.manifest import list_files
 from cocoseg.errors import BundleBusyError, ResumeError
 from cocoseg.io.commit import fsync_folder
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+# Of managers, and of what makes the assets of images one by one.
+_PATTERNS = ('.cocoseg-*.jsonl', 'journal.jsonl')
 _REMEDY = 'wait until it ends, use another short_code, or write to another bundle'
 
 
@@ -282,3 +286,44 @@ def _parse(line):
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and 'record' in entry else None
+
+
+# ---- journals of any run ---------------------------------------------------
+
+def list_journals(folder):
+    """
+    Return the journals that lie in a folder of assets, sorted.
+
+    Args:
+        folder (str): of managers, or of what makes assets image by image.
+
+    Example:
+        >>> from cocoseg.coco.journal import list_journals
+        >>> list_journals('no_such_folder')
+        []
+    """
+    return sorted(path for pattern in _PATTERNS
+                  for path in glob.glob(os.path.join(glob.escape(folder), pattern)))
+
+
+def read_journaled(fpath):
+    """
+    Return {path: ``nbytes`` and ``checksum``} of the files that a journal tells of.
+
+    Lines that were cut short, or are of another kind, are left out. All files
+    of a journal are in its folder, wherever the bundle is now.
+
+    Args:
+        fpath (str): the journal.
+    """
+    folder, records = os.path.dirname(fpath), {}
+    with open(fpath, encoding='utf8', errors='replace') as file:
+        for line in file:
+            try:
+                for found in list_files(json.loads(line)['record']):
+                    name = os.path.basename(found['asset']['file_name'])
+                    records[os.path.join(folder, name)] = {
+                        'nbytes': int(found['nbytes']), 'checksum': str(found['checksum'])}
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                continue
+    return records

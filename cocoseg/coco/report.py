@@ -8,7 +8,6 @@ of the bundle is changed. All texts of a manifest are untrusted until the page i
 """
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from datetime import datetime, timezone
 from cocoseg.coco.audit import audit_manifest
 from cocoseg.coco.drawing import make_ramp
 from cocoseg.coco.geometry import stitchspace_dsize
+from cocoseg.coco.journal import list_journals
 from cocoseg.coco.report_layers import DrawOptions, draw_layers, is_ours, plan_layers
 from cocoseg.coco.report_read import Grid
 from cocoseg.coco.run_record import RunRecord, read_run_record
@@ -369,7 +369,7 @@ def _list_runs(audit):
     bundle = os.path.dirname(audit.fpath)
     folders = dict.fromkeys(os.path.dirname(check.path) for check in audit.checks)
     for folder in folders:
-        for journal in sorted(glob.glob(os.path.join(glob.escape(folder), '.cocoseg-*.jsonl'))):
+        for journal in list_journals(folder):
             yield RunReport(os.path.relpath(journal, bundle), tuple(_read_settings(journal)),
                             read_run_record(journal))
 

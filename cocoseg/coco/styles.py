@@ -8,8 +8,6 @@ nothing refers to, and no check calls it an orphan.
 """
 from __future__ import annotations
 
-import glob
-import json
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cocoseg.coco import drawing
-from cocoseg.coco.manifest import get_manifest, list_channels, list_files
+from cocoseg.coco.journal import list_journals, read_journaled
+from cocoseg.coco.manifest import get_manifest, list_channels
 from cocoseg.errors import OptionError
 from cocoseg.grid.window import Window
 from cocoseg.io import qgis_style
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Journals of the manager, and of what is made image by image.
-_JOURNALS = ('.cocoseg-*.jsonl', 'journal.jsonl')
 _RGB_NAMES = (('red', 'green', 'blue'), ('r', 'g', 'b'))
 _RAMP, _DEVIATION_RAMP = 'magma', 'viridis'
 _MASK_COLOR = '#e69f00'
@@ -152,26 +149,11 @@ def _is_ours(img, asset, path, journaled):
     told = img.get('has_predictions')
     if isinstance(told, dict) and asset.get('channels') in told:
         return True
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     if folder not in journaled:
-        journaled[folder] = _read_journals(folder)
-    return name in journaled[folder]
-
-
-def _read_journals(folder):
-    """Return the names of the files that the journals of a folder tell of."""
-    names = set()
-    for pattern in _JOURNALS:
-        for fpath in glob.glob(os.path.join(glob.escape(folder), pattern)):
-            with open(fpath, encoding='utf8', errors='replace') as file:
-                for line in file:
-                    try:
-                        found = list_files(json.loads(line)['record'])
-                        names |= {os.path.basename(item['asset']['file_name']) for item in found}
-                    except (ValueError, TypeError, KeyError, AttributeError):
-                        # Cut short, or of another program.
-                        continue
-    return names
+        journaled[folder] = {found for journal in list_journals(folder)
+                             for found in read_journaled(journal)}
+    return path in journaled[folder]
 
 
 def _is_foreign(style):

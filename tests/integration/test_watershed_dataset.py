@@ -405,3 +405,16 @@ def test_background_stays_background():
         labels = find(PARAMETERS.patch(threshold=0.5, **options), draw_affinities(truth),
                       foreground=(truth > 0).astype('f4')).output
         assert not labels[truth == 0].any() and labels[truth > 0].any()
+
+
+def test_instances_are_verified_like_other_assets(tmp_path):
+    """Their journal has another name than that of a manager."""
+    from cocoseg.coco.audit import audit_manifest
+    src = make_bundle(tmp_path / 'src', [draw_disks()])
+    dset = watershed_dataset(src, tmp_path / 'out' / 'out.kwcoco.json', PARAMETERS, CHANNELS)
+    checks = {check.path: check for check in audit_manifest(dset.fpath).checks}
+    path, = (path for path in checks if 'instances' in os.path.basename(path))
+    assert checks[path].status == 'ok' and checks[path].n_tiles
+    with open(path, 'r+b') as file:
+        file.truncate(os.path.getsize(path) - 1)
+    assert [check.path for check in audit_manifest(dset.fpath).select('bad')] == [path]
