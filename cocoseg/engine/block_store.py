@@ -255,7 +255,15 @@ class BlockStore:
 
     def close(self):
         """Let go of the folder; its files stay. May be called again."""
-        self._file.close()
+        if not self._file.closed:
+            # What was written may not reach the disk, and is then told as an error.
+            try:
+                self._file.flush()
+            finally:
+                if fcntl is not None:
+                    # Closing alone would leave it to a child that is being forked just now.
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
+                self._file.close()
 
     def remove(self):
         """Remove the folder."""

@@ -108,3 +108,20 @@ def test_temporaries_of_a_killed_run_vanish_with_the_folder(tmp_path):
     with BlockStore(tmp_path / 'work', KEY, resume=True) as store:
         store.remove()
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not fork')
+def test_a_child_that_was_forked_meanwhile_does_not_keep_the_folder(tmp_path):
+    store = BlockStore(tmp_path / 'work', {'a': 1})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        # As between fork and exec, when a worker process is started.
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    store.close()
+    BlockStore(tmp_path / 'work', {'a': 1}, resume=True).close()
+    os.close(writing)
+    os.waitpid(child, 0)
+    os.close(reading)
