@@ -15,7 +15,8 @@ import logging
 import os
 
 from cocoseg.cli.common import say
-from cocoseg.cli.plan_text import format_bytes, print_plan
+from cocoseg.cli.plan_text import print_plan
+from cocoseg.engine.texts import format_bytes
 
 
 class _Begun(Exception):

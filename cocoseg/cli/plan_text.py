@@ -3,6 +3,8 @@ What plans look like on a screen.
 """
 from __future__ import annotations
 
+from cocoseg.engine.texts import format_bytes, format_seconds
+
 
 def print_plan(plan, kind, n_workers, has_memory=True):
     """
@@ -45,31 +47,3 @@ def print_estimate(estimate, rate, basis):
     print(f'time      {format_seconds(estimate.total)}: {format_seconds(estimate.work)} of work, '
           f'{format_seconds(estimate.dispatch)} to hand out tasks, '
           f'{format_seconds(estimate.write)} to write; {estimate.bottleneck} set the pace')
-
-
-def format_bytes(nbytes):
-    """
-    Return a number of bytes for people.
-
-    Example:
-        >>> [format_bytes(nbytes) for nbytes in (999, 184689571, 2 * 10 ** 12, 3e18)]
-        ['999 B', '184.7 MB', '2.0 TB', '3000.0 PB']
-    """
-    size, units = nbytes, ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f'{size} B' if units[0] == 'B' else f'{size:.1f} {units[0]}'
-
-
-def format_seconds(seconds):
-    """
-    Return a time for people.
-
-    Example:
-        >>> [format_seconds(value) for value in (0.25, 75, 5400, 1e6)]
-        ['0.2 s', '75.0 s', '1.5 h', '11.6 days']
-    """
-    for size, unit in ((86400, 'days'), (3600, 'h')):
-        if seconds >= size:
-            return f'{seconds / size:.1f} {unit}'
-    return f'{seconds:.1f} s'

@@ -8,6 +8,7 @@ import os
 import kwconf
 
 from cocoseg.cli.common import CommandConfig, run_command
+from cocoseg.engine.texts import format_bytes
 
 _MANIFESTS = ('.json', '.zip')
 _STYLES = {'ok': 'green', 'bad': 'bold red', 'skipped': 'yellow'}
@@ -92,7 +93,8 @@ class _Table:
             self._is_begun = True
         status = 'BAD' if check.status == 'bad' else check.status
         tiles = '-' if check.n_tiles is None else check.n_tiles
-        line = _COLUMNS.format(status, format_size(check.nbytes), tiles,
+        size = '-' if check.nbytes is None else format_bytes(check.nbytes)
+        line = _COLUMNS.format(status, size, tiles,
                                f'{check.seconds * 1e3:.1f}')
         reason = '' if check.problem is None else f': {check.problem}'
         self._print(f'{line}{check.path}{reason}', _STYLES[check.status])
@@ -110,25 +112,6 @@ class _Table:
     def _print(self, text, style=None):
         # Names of files need not be text.
         self._console.print(text.encode('utf8', 'backslashreplace').decode(), style=style)
-
-
-def format_size(nbytes):
-    """
-    Return a number of bytes for people.
-
-    Args:
-        nbytes (int | None): None if it is not known.
-
-    Example:
-        >>> [format_size(nbytes) for nbytes in (None, 999, 1000, 184689571, 2 * 10 ** 12)]
-        ['-', '999 B', '1.0 kB', '184.7 MB', '2000.0 GB']
-    """
-    if nbytes is None:
-        return '-'
-    size, units = nbytes, ['B', 'kB', 'MB', 'GB']
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f'{size} B' if units[0] == 'B' else f'{size:.1f} {units[0]}'
 
 
 __cli__ = VerifyConfig

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 
+from cocoseg.engine.texts import format_bytes
 from cocoseg.errors import MissingDependencyError
 
 _TEMPLATE = 'report.html.j2'
@@ -132,22 +133,6 @@ def format_number(value):
     return f'{value:,.0f}' if abs(value) >= 1e3 else f'{value:.3g}'
 
 
-def format_bytes(nbytes):
-    """
-    Return a number of bytes for people.
-
-    Example:
-        >>> [format_bytes(nbytes) for nbytes in (None, 12, 3_456_789, 2 * 10 ** 12)]
-        ['', '12 B', '3.5 MB', '2,000.0 GB']
-    """
-    if nbytes is None:
-        return ''
-    for unit, step in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
-        if nbytes >= step:
-            return f'{nbytes / step:,.1f} {unit}'
-    return f'{nbytes} B'
-
-
 def render_page(report, images):
     """
     Return the page as a text.
@@ -165,7 +150,8 @@ def render_page(report, images):
     environment = Environment(loader=BaseLoader(), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        number=format_number, nbytes=format_bytes, basename=os.path.basename,
+        number=format_number, basename=os.path.basename,
+        nbytes=lambda nbytes: '' if nbytes is None else format_bytes(nbytes),
         histogram=lambda histogram: Markup(draw_histogram(histogram)),
         percent=lambda share: '< 0.1 %' if 0 < share < 0.001 else f'{share:.1%}')
     style, script = _read('report.css'), _read('report.js')
